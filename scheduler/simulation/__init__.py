@@ -1,0 +1,1 @@
+"""The production core on a virtual clock: simulated groups, seeded workloads, other policies to compare with."""
