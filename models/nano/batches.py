@@ -1,0 +1,129 @@
+"""Conversations to tensors without padding: all tokens in a row; only attention sees sequences, in blocks of similar length."""
+
+import itertools
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.nano.data.conversation import Example, to_example
+from models.nano.data.mixture import draw_conversation, draw_setting
+from models.nano.data.source import Source
+
+MAX_STRETCH, MIN_STRETCH = 1.25, 24  # a block's longest sequence over its shortest
+MAX_BLOCK_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class Block:
+    """Sequences of similar length that begin with the same prefix. `places` are their tokens' places in [sequences * length]."""
+
+    prefix: slice  # rows of the prefix, computed once; empty for a prefix itself
+    rows: slice
+    places: Tensor
+    num_sequences: int
+    length: int
+
+    def pad(self, x: Tensor) -> Tensor:
+        """[rows of all, heads, dim] → [sequences, length, heads, dim], zeros at the end."""
+        padded = x.new_zeros(self.num_sequences * self.length, *x.shape[1:]).index_copy(0, self.places, x[self.rows])
+        return padded.view(self.num_sequences, self.length, *x.shape[1:])
+
+    def unpad(self, x: Tensor) -> Tensor:
+        """[sequences, length, heads, dim] → [rows of this block, heads, dim]"""
+        return x.flatten(0, 1).index_select(0, self.places)
+
+    def mask(self, window: int) -> Tensor:
+        """[length, 1 + prefix + length]: the sink, then what lies within the window before each token."""
+        num_prefix = self.prefix.stop - self.prefix.start
+        distance = torch.arange(num_prefix, num_prefix + self.length).unsqueeze(1) - torch.arange(num_prefix + self.length)
+        return torch.nn.functional.pad((distance >= 0) & (distance < window), (1, 0), value=True)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """token_ids, positions, is_target [rows]: prefixes and sequences one after another, in the order of their blocks."""
+
+    token_ids: Tensor
+    positions: Tensor
+    is_target: Tensor
+    blocks: list[Block]
+
+    @property
+    def num_targets(self) -> int:
+        return int(self.is_target.sum())
+
+
+def draw_examples(seed: str, num_conversations: int, is_held_out: bool = False) -> Iterator[Example]:
+    """Of one date and effort. A function of the seed alone; what is held out is another part of the same text."""
+    return itertools.islice(_draw_endlessly(seed, is_held_out), num_conversations)
+
+
+def draw_batch(seed: str, num_tokens: int, drill_share: float, short_share: float) -> Batch:
+    """At least `num_tokens`, without the prefixes; so that ranks that wait for each other have as much to do."""
+    examples: list[Example] = []
+    drawn = _draw_endlessly(seed, False, drill_share, short_share)
+    while num_tokens > 0:
+        examples.append(next(drawn))
+        num_tokens -= len(examples[-1].token_ids)
+    return make_batch(examples)
+
+
+def _draw_endlessly(seed: str, is_held_out: bool, drill_share: float = 0.0, short_share: float = 0.0) -> Iterator[Example]:
+    rng = random.Random(seed)
+    effort, date = draw_setting(rng)
+    while True:
+        source = Source(rng, is_held_out, is_short=rng.random() < short_share)
+        yield to_example(draw_conversation(source, effort, date, drill_share))
+
+
+def make_batch(examples: Iterable[Example]) -> Batch:
+    by_prefix: dict[tuple[int, ...], list[Example]] = defaultdict(list)
+    for example in examples:
+        by_prefix[example.prefix].append(example)
+    builder = _Builder()
+    for prefix, alike in by_prefix.items():
+        rows = builder.add(slice(0, 0), [list(prefix)], [[False] * len(prefix)])
+        for chunk in _divide(sorted(alike, key=lambda one: len(one.token_ids))):
+            builder.add(rows, [one.token_ids for one in chunk], [one.is_target for one in chunk])
+    return builder.build()
+
+
+def _divide(examples: list[Example]) -> Iterator[list[Example]]:
+    chunk: list[Example] = []
+    for example in examples:
+        length = len(example.token_ids)
+        shortest = len(chunk[0].token_ids) if chunk else length
+        if length > max(MAX_STRETCH * shortest, shortest + MIN_STRETCH) or (len(chunk) + 1) * length > max(MAX_BLOCK_TOKENS, length):
+            yield chunk
+            chunk = []
+        chunk.append(example)
+    yield chunk
+
+
+class _Builder:
+    def __init__(self) -> None:
+        self.token_ids: list[int] = []
+        self.positions: list[int] = []
+        self.is_target: list[bool] = []
+        self.blocks: list[Block] = []
+
+    def add(self, prefix: slice, sequences: list[list[int]], is_target: list[list[bool]]) -> slice:
+        """The rows of the new block."""
+        begin, length = len(self.token_ids), max(map(len, sequences))
+        first = prefix.stop - prefix.start
+        places: list[int] = []
+        for number, (sequence, marks) in enumerate(zip(sequences, is_target, strict=True)):
+            self.token_ids += sequence
+            self.is_target += marks
+            self.positions += range(first, first + len(sequence))
+            places += range(number * length, number * length + len(sequence))
+        rows = slice(begin, len(self.token_ids))
+        self.blocks.append(Block(prefix, rows, torch.tensor(places), len(sequences), length))
+        return rows
+
+    def build(self) -> Batch:
+        return Batch(torch.tensor(self.token_ids), torch.tensor(self.positions), torch.tensor(self.is_target), self.blocks)

@@ -1,0 +1,16 @@
+"""The phrases of the training text, from `phrases/*.yaml`."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_FOLDER = Path(__file__).parent / "phrases"
+
+
+@lru_cache
+def read_bank(name: str) -> dict[str, Any]:
+    """Not to be changed. Of a list of phrases every sixth is held out, so their order matters."""
+    content: dict[str, Any] = yaml.safe_load((_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    return content

@@ -1,0 +1,164 @@
+"""Conversations with declared tools: choose, call, use the result, call again, or say that none fits."""
+
+import json
+from dataclasses import dataclass
+
+import orjson
+
+from models.nano.data.banks import read_bank
+from models.nano.data.conversation import HIGH, LOW, MEDIUM, Call, Conversation, Message, Reply, Result, Tool, User
+from models.nano.data.exchanges import draw_exchange
+from models.nano.data.functions import FUNCTIONS, NUMBER, Function, ResultField
+from models.nano.data.small_talk import NO_TOOL
+from models.nano.data.source import Source, is_callable_alike
+
+EFFORTS = (LOW, MEDIUM, HIGH)
+KINDS = {"call": 45, "result": 25, "two_calls": 12, "refusal": 12, "talk": 6}
+_BANK, _NAMES = read_bank("tool_use"), read_bank("names")
+_EXTRAS: tuple[tuple[str, dict[str, object]], ...] = (
+    ("unit", {"type": "string", "enum": ["celsius", "fahrenheit"]}),
+    ("format", {"type": "string", "enum": ["short", "long"]}),
+    ("limit", {"type": "integer", "description": "At most so many"}),
+    ("language", {"type": "string", "description": "The language of the answer"}),
+)
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A function under the names that it has in this conversation."""
+
+    function: Function
+    tool: Tool
+    parameter_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A request for one function, the call it takes, and what comes of it."""
+
+    declared: Declared
+    request: str
+    call: Call
+    result: str
+    answer: str
+
+    def reasoning(self, effort: str) -> str:
+        name, topic = self.call.name, self.declared.function.topic
+        return {MEDIUM: f"I call {name}.", HIGH: f"This is about {topic}. The tool {name} fits. I call {name}."}.get(effort, "")
+
+
+def draw_tool_use(source: Source, effort: str, date: str, kind: str | None = None) -> Conversation:
+    kind = kind or source.rng.choices(list(KINDS), list(KINDS.values()))[0]
+    declared = [
+        declare(source, function)
+        for function in source.sample(FUNCTIONS, source.rng.choice((1, 1, 2) if source.is_short else (1, 2, 2, 3, 3, 4, 5)))
+    ]
+    instructions, preamble = source.choose(_BANK["rules"]), ""
+    if source.chance(0.08):
+        instructions, preamble = source.choose(_BANK["preamble_rules"]), _BANK["preambles"][0]
+    messages: list[Message] = []
+    if source.is_short:
+        pass
+    elif source.chance(0.15):
+        messages += _use_tools(source, [draw_task(source, source.rng.choice(declared))], effort, preamble)
+    elif source.chance(0.1):
+        messages += _talk(source, effort)
+    if kind == "refusal":
+        messages += _refuse(source, declared, effort)
+    elif kind == "talk":
+        messages += _talk(source, effort)
+    else:
+        tasks = [draw_task(source, source.rng.choice(declared))]
+        if kind == "two_calls":
+            tasks.append(draw_task(source, tasks[0].declared if source.chance(0.4) else source.rng.choice(declared)))
+        messages += _use_tools(source, tasks, effort, preamble)[: 2 if kind == "call" else None]
+    return Conversation(f"tool_{kind}", effort, date, messages, instructions, [one.tool for one in declared])
+
+
+def _use_tools(source: Source, tasks: list[Task], effort: str, preamble: str) -> list[Message]:
+    request = source.choose(_BANK["joints"]).join(task.request for task in tasks)
+    messages: list[Message] = [User(source.choose(_BANK["openings"]) + request)]
+    for task in tasks:
+        messages += [Reply(analysis=task.reasoning(effort), call=task.call, preamble=preamble), Result(task.call.name, task.result)]
+    told = {MEDIUM: "I have the result.", HIGH: "The tool has answered. I tell the user what it says."}.get(effort, "")
+    return [*messages, Reply(" ".join(task.answer for task in tasks), told)]
+
+
+def _refuse(source: Source, declared: list[Declared], effort: str) -> list[Message]:
+    names = {one.function.names for one in declared}
+    missing = declare(source, source.rng.choice([one for one in FUNCTIONS if one.names not in names]))
+    topic = missing.function.topic
+    reasoning = {MEDIUM: "No tool fits.", HIGH: f"This is about {topic}. I look at the tools: none fits."}.get(effort, "")
+    return [User(source.choose(_BANK["openings"]) + draw_task(source, missing).request), Reply(NO_TOOL, reasoning)]
+
+
+def _talk(source: Source, effort: str) -> list[Message]:
+    exchange = draw_exchange(source, beside_tools=True)
+    return [User(exchange.user), exchange.reply(effort)]
+
+
+def declare(source: Source, function: Function) -> Declared:
+    """Under one of its names, now and then under a made one that says nothing, so that the description has to be read."""
+    name = _make_name(source) if source.chance(0.12) else source.rng.choice(function.names)
+    parameter_names = tuple(source.rng.choice(parameter.names) for parameter in function.parameters)
+    if len(set(parameter_names)) < len(parameter_names):
+        parameter_names = tuple(parameter.names[0] for parameter in function.parameters)
+    properties: dict[str, object] = {}
+    for parameter, called in zip(function.parameters, parameter_names, strict=True):
+        description = {"description": source.choose(parameter.descriptions)} if source.chance(0.5) else {}
+        properties[called] = {"type": "integer" if parameter.kind == NUMBER else "string"} | description
+    if source.chance(0.2):
+        extra, schema = source.rng.choice(_EXTRAS)
+        properties.setdefault(extra, schema)
+    parameters: dict[str, object] = {"type": "object", "properties": properties, "required": list(parameter_names)}
+    return Declared(function, Tool(name, source.choose(function.descriptions), parameters), parameter_names)
+
+
+def draw_task(source: Source, declared: Declared) -> Task:
+    function = declared.function
+    values = [_draw_argument(source, parameter.kind, parameter.names[0]) for parameter in function.parameters]
+    arguments = orjson.dumps(dict(zip(declared.parameter_names, values, strict=True))).decode()
+    result, told = _draw_result(source, function.results)
+    request, answer = source.choose(function.requests).format(*values), f"{function.answer.format(*values)}: {told}."
+    return Task(declared, request, Call(declared.tool.name, arguments), result, answer)
+
+
+def _draw_argument(source: Source, kind: str, name: str) -> str | int:
+    if kind == NUMBER:
+        return source.rng.randint(2, 99) if source.chance(0.8) else source.rng.randint(100, 9999)
+    if kind == "name":
+        if source.chance(0.3):
+            bank: list[str] = _NAMES["cities" if name in ("city", "from", "to", "address") else "first_names"]
+            return source.choose(bank)
+        return " ".join(source.name() for _ in range(source.rng.choice((1, 1, 1, 2))))
+    if kind == "word":
+        return source.real_word().lower() if source.chance(0.8) else source.made_word().lower()
+    return " ".join(source.real_word().lower() for _ in range(source.rng.randint(1, 4)))
+
+
+def _draw_result(source: Source, fields: tuple[ResultField, ...]) -> tuple[str, str]:
+    """(what the function gives back, what is told of it)"""
+    values: dict[str, str | int | float] = {}
+    for field in fields:
+        key = source.real_word().lower() if source.chance(0.15) else source.rng.choice(field.keys)
+        values[key] = _draw_result_value(source, field)
+    if source.chance(0.25):
+        text = source.rng.choice((" and ", ", ")).join(f"{value} {key}" for key, value in values.items())
+        return text, text
+    told = ", ".join(f"{key} {value}" for key, value in values.items())
+    return json.dumps(values) if source.chance(0.5) else orjson.dumps(values).decode(), told
+
+
+def _draw_result_value(source: Source, field: ResultField) -> str | int | float:
+    if field.words:
+        word = source.rng.choice(field.words) if source.chance(0.6) else source.real_word().lower()
+        return f"{source.real_word().lower()} {word}" if source.chance(0.1) else word
+    return source.rng.randint(0, 999) if source.chance(0.85) else source.rng.randint(1, 999) / 10
+
+
+def _make_name(source: Source) -> str:
+    while True:
+        words = [source.real_word().lower() for _ in range(source.rng.choice((1, 2)))]
+        name = source.made_word().lower() if source.chance(0.4) else "_".join(words)
+        if is_callable_alike(name):
+            return name

@@ -1,0 +1,58 @@
+"""What the network can do before it is trained: find where the current token stood before, and copy what followed.
+
+These are the circuits that small transformers find first (https://arxiv.org/abs/2209.11895), slowly; given at the start they leave the
+training time to everything else.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from models.nano.attention import Attention
+from models.nano.spec import HEAD_DIM, SPEC
+
+NEAR_GAIN, MATCH_GAIN, CONTEXT_GAIN, COPY_GAIN, SEARCH_GAIN = 4.5, 3.0, 1.5, 3.0, 0.25
+SEARCHING = {1: (2, 3), 2: (0, 1), 3: (0, 1, 2, 3)}  # heads by layer that copy from wherever they learn to look
+_SLOW = torch.cat((torch.arange(12, HEAD_DIM // 2), torch.arange(12 + HEAD_DIM // 2, HEAD_DIM)))  # pairs that hardly turn
+_FAST = torch.arange(8)  # pairs whose angle tells neighbours apart
+
+
+@torch.no_grad()
+def begin_with_copying(layers: Sequence[Attention], frequencies: Tensor) -> None:
+    """Layer 0 looks one and two tokens back; layer 1 compares that with the current token and the one before it, and copies.
+
+    Of one orthonormal basis, A and B are what is copied; C and D take in the A of the token before and of the one before that. Searching
+    heads copy too, and look everywhere at first, so that looking at the right place pays at once.
+    """
+    basis_a, basis_b, basis_c, basis_d = torch.linalg.qr(torch.randn(SPEC.hidden_size, SPEC.hidden_size))[0].split(HEAD_DIM)
+    first, second = layers[:2]
+    for head, (steps_back, written) in enumerate(((1, basis_c), (2, basis_d))):
+        rows = rows_of(head)
+        turn = steps_back * frequencies[_FAST]
+        first.q_proj.weight[rows] *= 0.1
+        first.k_proj.weight[rows] *= 0.1
+        first.q_proj.bias[rows][_FAST] = NEAR_GAIN
+        first.k_proj.bias[rows][_FAST] = NEAR_GAIN * turn.cos()
+        first.k_proj.bias[rows][_FAST + HEAD_DIM // 2] = NEAR_GAIN * turn.sin()
+        first.v_proj.weight[rows] = basis_a
+        first.o_proj.weight[:, rows] = 0.25 * written.T
+    for head, copied in enumerate((basis_a, basis_b)):
+        rows = rows_of(head)
+        queries, keys = torch.zeros(2, HEAD_DIM, SPEC.hidden_size)
+        for places, gain, asked, found in ((_SLOW[::2], MATCH_GAIN, basis_a, basis_c), (_SLOW[1::2], CONTEXT_GAIN, basis_c, basis_d)):
+            queries[places], keys[places] = gain * asked[places], gain * found[places]
+        second.q_proj.weight[rows], second.k_proj.weight[rows] = queries, keys
+        second.v_proj.weight[rows] = copied
+        second.o_proj.weight[:, rows] = COPY_GAIN * copied.T
+    for layer, heads in SEARCHING.items():
+        for head in heads:
+            rows, copied = rows_of(head), (basis_a, basis_b)[head % 2]
+            layers[layer].q_proj.weight[rows] *= 0.3
+            layers[layer].k_proj.weight[rows] *= 0.3
+            layers[layer].v_proj.weight[rows] = copied
+            layers[layer].o_proj.weight[:, rows] = SEARCH_GAIN * copied.T
+
+
+def rows_of(head: int) -> slice:
+    return slice(head * HEAD_DIM, (head + 1) * HEAD_DIM)

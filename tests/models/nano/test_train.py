@@ -1,0 +1,64 @@
+import itertools
+import multiprocessing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.nano import train
+from models.nano.network import Network
+from models.nano.optimizer import orthogonalize
+from models.nano.train import TrainConfig, run_rank
+
+CONFIG = TrainConfig(steps=2, minutes=60, tokens=150, held_out=2, seed=3, folder=Path(), ranks=1, initial=None)
+
+
+@pytest.fixture(autouse=True)
+def small_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "ROW_SAMPLE", 60)
+
+
+def run(config: TrainConfig) -> dict[str, torch.Tensor]:
+    """The weights afterwards."""
+    config.folder.mkdir(exist_ok=True)
+    (config.folder / "rendezvous").unlink(missing_ok=True)
+    run_rank(0, config)
+    return load(config.folder / "state.0.pt")
+
+
+def load(file: Path) -> dict[str, torch.Tensor]:
+    masters: dict[str, torch.Tensor] = torch.load(file)["masters"]
+    return masters
+
+
+def test_training_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(replace(CONFIG, folder=tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr("models.nano.train.time.monotonic", itertools.count().__next__)  # a second passes at every look at the clock
+        stopped = {name: tensor.clone() for name, tensor in run(replace(CONFIG, folder=tmp_path / "parts", minutes=1.5 / 60)).items()}
+    resumed = run(replace(CONFIG, folder=tmp_path / "parts"))
+    assert any(not torch.equal(stopped[name], whole[name]) for name in whole)
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+def test_all_ranks_hold_the_same_weights(tmp_path: Path) -> None:
+    network = Network(list(range(1000)), CONFIG.seed)
+    before = network.masters()
+    torch.save({"row_ids": network.row_ids, "masters": before}, tmp_path / "initial.pt")
+    config = replace(CONFIG, folder=tmp_path, ranks=2, steps=1, initial=tmp_path / "initial.pt")
+    processes = [multiprocessing.get_context("spawn").Process(target=run_rank, args=(rank, config)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    one, other = (load(config.folder / f"state.{rank}.pt") for rank in range(2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert all(not torch.equal(one[name], before[name]) for name in one if "layers" in name and "_proj" in name)
+
+
+def test_a_direction_has_no_weak_side() -> None:
+    matrix = torch.randn(2, 96, 64, generator=torch.Generator().manual_seed(1)) @ torch.diag(torch.logspace(0, -2, 64))
+    values = torch.linalg.svdvals(orthogonalize(matrix))
+    assert values.min() > 0.5 and values.max() < 1.3

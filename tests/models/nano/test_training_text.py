@@ -1,0 +1,99 @@
+import random
+
+import pytest
+
+from models.nano.batches import draw_examples, make_batch
+from models.nano.data.banks import read_bank
+from models.nano.data.conversation import Conversation, Reply, User, to_example
+from models.nano.data.functions import FUNCTIONS
+from models.nano.data.mixture import draw_conversation, draw_setting
+from models.nano.data.source import Source, is_callable_alike, is_spelled_alike
+from models.nano.data.tool_use import draw_tool_use
+from models.nano.eval import is_right, parse_answer
+from services.vocabulary import load_vocabulary
+
+
+def draw_many(is_held_out: bool, count: int = 400) -> list[Conversation]:
+    rng = random.Random(7)
+    return [draw_conversation(Source(rng, is_held_out), *draw_setting(rng)) for _ in range(count)]
+
+
+def test_the_same_seed_gives_the_same_text() -> None:
+    assert list(draw_examples("a", 12)) == list(draw_examples("a", 12)) != list(draw_examples("b", 12))
+
+
+def test_no_user_message_of_the_evaluation_is_in_the_training_text() -> None:
+    trained, held_out = (
+        {message.text for one in draw_many(is_held_out) for message in one.messages if isinstance(message, User)}
+        for is_held_out in (False, True)
+    )
+    assert len(trained) > 400 and len(held_out) > 400
+    assert not trained & held_out
+
+
+def test_words_and_pairs_of_numbers_are_divided() -> None:
+    rng = random.Random(1)
+    words = [{Source(rng, is_held_out).name() for _ in range(2000)} for is_held_out in (False, True)]
+    pairs = [{Source(rng, is_held_out).pair(10, 99) for _ in range(2000)} for is_held_out in (False, True)]
+    assert not words[0] & words[1]
+    assert not pairs[0] & pairs[1]
+
+
+@pytest.mark.parametrize("bank", ["ossia", "small_talk", "functions"])
+def test_every_question_has_phrasings_on_both_sides(bank: str) -> None:
+    lists = {
+        "ossia": list(read_bank("ossia")["facts"].values()),
+        "small_talk": list(read_bank("small_talk")["talk"].values()),
+        "functions": [one.requests for one in FUNCTIONS] + [one.descriptions for one in FUNCTIONS],
+    }[bank]
+    assert all(len(phrases) >= 6 and len(set(phrases)) == len(phrases) for phrases in lists)
+
+
+def test_no_question_about_ossia_has_two_answers() -> None:
+    questions = [question.lower() for asked in read_bank("ossia")["facts"].values() for question in asked]
+    assert len(questions) == len(set(questions))
+
+
+def test_the_targets_are_what_the_model_says_after_the_prompt() -> None:
+    vocabulary = load_vocabulary()
+    for conversation in draw_many(is_held_out=False, count=100):
+        example = to_example(conversation)
+        said = vocabulary.decode(token_id for token_id, marked in zip(example.token_ids, example.is_target, strict=True) if marked)
+        last_user = max(at for at, message in enumerate(conversation.messages) if isinstance(message, User))
+        replies = [message for message in conversation.messages[last_user:] if isinstance(message, Reply)]
+        before = [message.final for message in conversation.messages[:last_user] if isinstance(message, Reply) and not message.call]
+        assert said == "".join(before) + "".join(reply.to_harmony() for reply in replies)
+
+
+def test_what_the_text_teaches_is_wellformed_harmony() -> None:
+    vocabulary = load_vocabulary()
+    for conversation in draw_many(is_held_out=False, count=150):
+        last = conversation.messages[-1]
+        assert isinstance(last, Reply)
+        answer = parse_answer(vocabulary.encode_harmony(last.to_harmony()))
+        assert answer.is_wellformed and is_right(answer, last)
+        assert (answer.num_analysis_tokens > 0) == (conversation.effort != "low")
+
+
+def test_a_call_names_a_declared_tool_and_its_required_parameters() -> None:
+    rng = random.Random(3)
+    for _ in range(100):
+        conversation = draw_tool_use(Source(rng, False), "medium", "2026-01-01")
+        tools = {tool.name: tool for tool in conversation.tools}
+        for call in [message.call for message in conversation.messages if isinstance(message, Reply) and message.call]:
+            assert call.name in tools
+            assert all(f'"{name}":' in call.arguments for name in tools[call.name].parameters["required"])  # type: ignore[attr-defined]
+
+
+def test_words_are_told_apart_by_how_they_are_spelled() -> None:
+    assert is_spelled_alike("Test") and not is_spelled_alike("Reykjavik")
+    assert is_callable_alike("get_weather")
+
+
+def test_a_batch_holds_every_token_once_and_each_prefix_once() -> None:
+    examples = list(draw_examples("batch", 20))
+    batch = make_batch(examples)
+    prefixes = {example.prefix for example in examples}
+    assert len(batch.token_ids) == sum(len(example.token_ids) for example in examples) + sum(map(len, prefixes))
+    assert batch.num_targets == sum(map(sum, (example.is_target for example in examples)))
+    assert [block.rows.start for block in batch.blocks[1:]] == [block.rows.stop for block in batch.blocks[:-1]]
