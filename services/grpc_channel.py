@@ -11,6 +11,7 @@ from services.tls import Identity, name_of
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 PING_INTERVAL_MS = 3_000
 PING_TIMEOUT_MS = 3_000
+CONNECT_TIMEOUT_MS = 10_000
 
 KEEPALIVE_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_time_ms", PING_INTERVAL_MS),
@@ -25,7 +26,7 @@ SIZE_OPTIONS: tuple[tuple[str, int], ...] = (
 )
 RECONNECT_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),  # in spite of its name: how long one attempt to connect may take
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
 

@@ -1,26 +1,30 @@
-"""A wire that can be cut: forwards TCP connections to one target until told not to."""
+"""A wire that can be cut, or slow to come about: forwards TCP connections to one target until told not to."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from tests.fakes.free_port import free_port
+
 
 class TcpProxy:
-    """`address` leads to `target`. `cut` breaks every connection and closes the door; `mend` opens it again on the same port."""
+    """`address` leads to `target`, for each connection after `delay_s` in which nothing passes. `cut` breaks every connection and closes
+    the door; `mend` opens it again on the same port.
+    """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, delay_s: float = 0.0) -> None:
         self._host, _, self._port = target.rpartition(":")
+        self._delay_s = delay_s
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
-        self.address = ""
+        self.address = f"127.0.0.1:{free_port()}"
 
     def __repr__(self) -> str:
         return f"<wire {self.address} to {self._host}:{self._port}, {'whole' if self._server else 'cut'}>"
 
     async def mend(self) -> None:
-        port = int(self.address.rpartition(":")[2] or 0)
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
-        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        host, _, port = self.address.rpartition(":")
+        self._server = await asyncio.start_server(self._serve, host, int(port))
 
     async def cut(self) -> None:
         if self._server is not None:
@@ -31,11 +35,16 @@ class TcpProxy:
             self._server = None
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        await asyncio.sleep(self._delay_s)
         try:
             there_reader, there_writer = await asyncio.open_connection(self._host, int(self._port))
         except OSError:
+            self._writers.discard(writer)
             writer.close()
             return
+        if writer.is_closing():  # it was cut meanwhile
+            there_writer.close()
         await asyncio.gather(self._pump(reader, there_writer), self._pump(there_reader, writer))
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -52,8 +61,8 @@ class TcpProxy:
 
 
 @asynccontextmanager
-async def tcp_proxy(target: str) -> AsyncIterator[TcpProxy]:
-    proxy = TcpProxy(target)
+async def tcp_proxy(target: str, delay_s: float = 0.0) -> AsyncIterator[TcpProxy]:
+    proxy = TcpProxy(target, delay_s)
     await proxy.mend()
     try:
         yield proxy
