@@ -12,7 +12,8 @@ from typing import Protocol, Self
 from services.etcd import EtcdDiscovery
 from services.tls import Identity
 
-LEASE_TTL_S = 5
+# Prolonged every third of it, so that a pause of 6 s, which connections survive (services.grpc_channel), costs no lease either.
+LEASE_TTL_S = 10
 Members = Mapping[str, bytes]
 
 
