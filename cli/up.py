@@ -69,10 +69,9 @@ async def run_cluster(options: UpOptions, console: Console) -> None:
             async with asyncio.TaskGroup() as keepers:
 
                 def report(line: str) -> None:
+                    place.write_state(children)  # first: whoever has read the line finds what it tells of
                     console.print(line, highlight=False, soft_wrap=True)
-                    place.write_state(children)
 
-                place.write_state(children)
                 keeping = [keepers.create_task(keep_alive(child, report)) for child in children]
                 await stopping
                 for task in keeping:
@@ -105,6 +104,7 @@ async def _start(options: UpOptions, place: Place, children: list[Child], consol
         edge = await start("edge", *_edge_argv(options, scheduler.announced["grpc"]))
         status.update("waiting for the model")
         await _wait_ready(f"http://{edge.announced['metrics']}/readyz")
+    place.write_state(children)
     _greet(options, edge, place.logs, console)
 
 
@@ -126,7 +126,7 @@ def _edge_argv(options: UpOptions, scheduler: str) -> list[str]:
 
 async def _wait_ready(url: str) -> None:
     """Until the edge says that a model can be asked."""
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=READY_TIMEOUT_S) as client:
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 while (await client.get(url)).status_code != httpx.codes.OK:  # noqa: ASYNC110 - what is awaited is in another process
