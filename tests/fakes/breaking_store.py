@@ -23,6 +23,14 @@ class BreakingStore:
         return [headers.get("range", "all") for _, headers in self.requests if headers.get("range") != "bytes=0-0"]
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await self._answer(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            return  # the client has seen enough, or asked nothing
+        finally:
+            writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         path = lines[0].split(" ")[1].lstrip("/")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:] if line)}
@@ -36,12 +44,7 @@ class BreakingStore:
             f"{name}: {value}\r\n" for name, value in {"content-length": str(len(body)), "connection": "close", **extra}.items()
         )
         writer.write(f"HTTP/1.1 {status} x\r\n{fields}\r\n".encode() + sent)
-        try:
-            await writer.drain()
-        except ConnectionError:  # the client has seen enough
-            return
-        finally:
-            writer.close()
+        await writer.drain()
 
     def _find(self, path: str, headers: Mapping[str, str]) -> tuple[int, bytes, dict[str, str]]:
         if self.statuses:

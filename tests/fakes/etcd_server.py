@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -12,14 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-START_TIMEOUT_S = 30.0
+from tests.fakes.free_port import free_port
 
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+START_TIMEOUT_S = 120.0
 
 
 class EtcdServer:
@@ -54,8 +48,6 @@ class EtcdServer:
             "listen-peer-urls": self.peer_url,
             "initial-advertise-peer-urls": self.peer_url,
             "initial-cluster": self.cluster,
-            "heartbeat-interval": "50",
-            "election-timeout": "500",
             "log-level": "warn",
         }
         if self._tls:
@@ -99,7 +91,7 @@ class EtcdServer:
 
     def _is_healthy(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self._metrics_url}/health", timeout=1) as reply:
+            with urllib.request.urlopen(f"{self._metrics_url}/health", timeout=START_TIMEOUT_S) as reply:
                 return bool(json.load(reply)["health"] == "true")
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             return False

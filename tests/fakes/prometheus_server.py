@@ -16,9 +16,9 @@ from typing import Any
 import yaml
 
 from deploy.prometheus.rules import RULES
-from tests.fakes.etcd_server import free_port
+from tests.fakes.free_port import free_port
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 120.0
 SCRAPE_INTERVAL = "1s"
 
 
@@ -45,7 +45,7 @@ class PrometheusServer:
         return found
 
     def _get(self, path: str, **parameters: object) -> Any:
-        with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}", timeout=20) as reply:
+        with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}", timeout=60) as reply:
             return json.load(reply)["data"]
 
 
@@ -73,14 +73,14 @@ def prometheus_server(folder: Path, targets: Mapping[str, list[str]]) -> Iterato
         yield server
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)
 
 
 def _wait_ready(server: PrometheusServer, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
-            urllib.request.urlopen(f"{server.url}/-/ready", timeout=1).close()
+            urllib.request.urlopen(f"{server.url}/-/ready", timeout=START_TIMEOUT_S).close()
             return
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             if process.poll() is not None or time.monotonic() > deadline:

@@ -3,7 +3,6 @@
 import asyncio
 import shutil
 import signal
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +10,9 @@ from pathlib import Path
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-START_TIMEOUT_S = 20.0
+from tests.fakes.free_port import free_port
+
+START_TIMEOUT_S = 120.0
 
 
 class RedisServer:
@@ -52,12 +53,9 @@ async def _answers(client: Redis) -> bool:
 
 @asynccontextmanager
 async def redis_server(directory: Path) -> AsyncIterator[RedisServer]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = RedisServer(port, directory)
-    await server.start()
+    server = RedisServer(free_port(), directory)
     try:
+        await server.start()
         yield server
     finally:
         await server.kill()
