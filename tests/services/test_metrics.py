@@ -49,9 +49,9 @@ def test_every_process_tells_whether_it_is_ready_and_when_its_certificate_ends(t
     write_certificates(tmp_path, days=2)
     identity, is_ready = open_identity(tmp_path, "edge"), [False]
     with observed("toy", ProcessConfig(), CollectorRegistry(), lambda: is_ready[0], (identity, None)) as (_, address):
-        before = httpx.get(f"http://{address}/metrics").text
+        before = httpx.get(f"http://{address}/metrics", timeout=60).text
         is_ready[0] = True
-        after = httpx.get(f"http://{address}/metrics").text
+        after = httpx.get(f"http://{address}/metrics", timeout=60).text
     assert 'ossia_process_ready{process="toy"} 0.0' in before and 'ossia_process_ready{process="toy"} 1.0' in after
     assert "process_resident_memory_bytes" in after
     assert identity is not None

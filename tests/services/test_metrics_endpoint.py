@@ -9,6 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from services.metrics_endpoint import MetricsEndpoint, start_metrics_endpoint
+from tests.fakes.free_port import free_port
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def endpoint(registry: CollectorRegistry) -> Iterator[MetricsEndpoint]:
 
 
 def get(endpoint: MetricsEndpoint, path: str) -> httpx.Response:
-    return httpx.get(f"http://{endpoint.address}{path}", timeout=30)
+    return httpx.get(f"http://{endpoint.address}{path}", timeout=60)
 
 
 def test_metrics_shows_this_registry_and_no_other(endpoint: MetricsEndpoint) -> None:
@@ -43,7 +44,7 @@ def test_probes_answer_what_the_process_says(registry: CollectorRegistry, path: 
 
 async def test_a_blocked_event_loop_starves_no_probe(endpoint: MetricsEndpoint) -> None:
     with ThreadPoolExecutor(1) as thread:
-        assert thread.submit(get, endpoint, "/livez").result(30).status_code == 200  # blocks the loop that this test runs on
+        assert thread.submit(get, endpoint, "/livez").result(60).status_code == 200  # blocks the loop that this test runs on
 
 
 def test_a_silent_connection_holds_up_nobody(endpoint: MetricsEndpoint) -> None:
@@ -52,7 +53,7 @@ def test_a_silent_connection_holds_up_nobody(endpoint: MetricsEndpoint) -> None:
 
 
 def test_closing_frees_the_port(registry: CollectorRegistry) -> None:
-    with start_metrics_endpoint("127.0.0.1", 0, registry) as first, pytest.raises(OSError, match="in use"):
+    with start_metrics_endpoint("127.0.0.1", free_port(), registry) as first, pytest.raises(OSError, match="in use"):
         start_metrics_endpoint("127.0.0.1", first.port, registry)
     with start_metrics_endpoint("127.0.0.1", first.port, registry) as second:
         assert get(second, "/livez").status_code == 200

@@ -10,6 +10,7 @@ import pytest
 import structlog
 from opentelemetry import trace
 
+from services import telemetry
 from services.telemetry import (
     WITHHELD,
     bind_request_id,
@@ -129,7 +130,8 @@ def test_a_line_inside_a_span_names_its_trace() -> None:
     assert logged(stream)[0]["trace_id"] == TRACEPARENT.split("-")[1]
 
 
-def test_shutdown_delivers_the_spans_that_wait_and_they_form_one_trace() -> None:
+def test_shutdown_delivers_the_spans_that_wait_and_they_form_one_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telemetry, "EXPORT_TIMEOUT_S", 60.0)
     with otlp_collector() as collector:
         with configure_tracing("edge", collector.endpoint) as edge, configure_tracing("scheduler", collector.endpoint) as scheduler:
             with edge.tracer.start_as_current_span("chat", attributes={"gen_ai.request.model": "nano"}):

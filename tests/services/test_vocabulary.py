@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services import vocabulary as v
@@ -29,7 +29,7 @@ with ThreadPoolExecutor(4) as threads:
 assert len({id(one.result()) for one in loaded}) == 1
 assert dict(os.environ) == before
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_every_id_has_the_librarys_bytes() -> None:
@@ -59,7 +59,6 @@ def test_harmony_text_keeps_what_is_not_a_control_token_as_text() -> None:
 
 
 @given(st.text() | st.lists(st.sampled_from(["<|start|>", "<|end|>", "<|reserved_200013|>", "a", " "])).map("".join))
-@settings(deadline=None)
 def test_plain_text_comes_back_whole_and_never_as_control_tokens(text: str) -> None:
     ids = VOCABULARY.encode(text)
     assert VOCABULARY.decode(ids) == text
