@@ -2,12 +2,16 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cli.checkpoint import write
 from tests.cluster.local_cluster import LocalCluster
 
+# An answer of a minute at least, whose middle outlasts every pause; `HELLO_FAR` asks for it.
+FAR = " ".join(str(number) for number in range(10_000))
+HELLO_FAR: dict[str, Any] = {"messages": [{"role": "user", "content": "Count far"}], "max_tokens": 100_000}
 REPLY = "<|channel|>analysis<|message|>Let me count.<|end|><|start|>assistant<|channel|>final<|message|>" + " ".join(
     str(number) for number in range(400)
 )
@@ -15,6 +19,8 @@ SCRIPT = f"""
 rules:
   - contains: ["weather"]
     reply: '<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{{"city": "Oslo"}}<|call|>'
+  - contains: ["Count far"]
+    reply: "<|channel|>final<|message|>{FAR}"
 default: "{REPLY}"
 """
 

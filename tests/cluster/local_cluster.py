@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import grpc
 
@@ -18,7 +18,7 @@ from protos.ossia.v1 import scheduler_pb2, scheduler_pb2_grpc
 from services.tls import name_of
 
 ROOT = Path(__file__).parent.parent.parent
-START_TIMEOUT_S, STOP_TIMEOUT_S, SETTLE_TIMEOUT_S = 90.0, 60.0, 30.0
+START_TIMEOUT_S, STOP_TIMEOUT_S, SETTLE_TIMEOUT_S = 300.0, 180.0, 120.0
 
 
 class LocalCluster:
@@ -45,18 +45,25 @@ class LocalCluster:
             write_certificates(self.tls_dir, days=1)
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(self._argv, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        wait_until(lambda: "READY" in self.said or self.process.poll() is not None, START_TIMEOUT_S, self)
-        assert self.process.poll() is None, self.said
-        wait_until(self.state_path.exists, SETTLE_TIMEOUT_S, self)
+        try:
+            wait_until(lambda: "READY" in self.said or self.process.poll() is not None, START_TIMEOUT_S, self)
+            assert self.process.poll() is None, self.said
+        except BaseException:
+            self._stop()
+            raise
         self.url, self.grpc = f"http://{self.state['edge']['rest']}", self.state["edge"]["grpc"]
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
+            self.process.wait()
             raise
 
     @property
@@ -74,6 +81,15 @@ class LocalCluster:
         state: dict[str, dict[str, str]] = json.loads(self.state_path.read_text())
         return state
 
+    def log_lines(self, name: str) -> list[dict[str, Any]]:
+        """What a process has logged so far, without the line that it is writing."""
+        written, _, _ = (self.state_path.parent / f"{name}.log").read_text().rpartition("\n")
+        return [json.loads(line) for line in written.splitlines()]
+
+    def wait_for_line(self, words: str) -> None:
+        """Until the command has printed it; the state is written before."""
+        wait_until(lambda: words in self.said, SETTLE_TIMEOUT_S, self)
+
     def kill(self, name: str) -> int:
         """kill -9 of one process; returns the id that it had."""
         pid = int(self.state[name]["pid"])
@@ -88,7 +104,7 @@ class LocalCluster:
         else:
             opened = grpc.insecure_channel(address)
         with opened as channel:
-            return scheduler_pb2_grpc.SchedulerStub(channel).Status(scheduler_pb2.StatusRequest(), timeout=10)
+            return scheduler_pb2_grpc.SchedulerStub(channel).Status(scheduler_pb2.StatusRequest(), timeout=60)
 
     def identity_flags(self, role: str) -> list[str]:
         """For one more process of this cluster."""

@@ -84,7 +84,7 @@ def test_bad_input_raises_the_typed_error_that_names_the_field(
 def test_curl_streams_events_as_they_come(scripted: LocalCluster) -> None:
     body = json.dumps({"model": "scripted", "messages": HELLO, "stream": True})
     argv = ["curl", "-sN", f"{scripted.url}/v1/chat/completions", "-H", "Content-Type: application/json", "-d", body]
-    lines = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60).stdout.split("\n\n")
+    lines = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=120).stdout.split("\n\n")
     assert lines[-2:] == ["data: [DONE]", ""] and all(line.startswith("data: ") for line in lines[:-1])
 
 
@@ -101,7 +101,7 @@ def test_a_client_that_knows_only_reflection_lists_and_chats(scripted: LocalClus
         call = channel.unary_stream(
             "/ossia.v1.Inference/Chat", request_serializer=request_type.SerializeToString, response_deserializer=event_type.FromString
         )
-        events = [json_format.MessageToDict(event, descriptor_pool=pool) for event in call(request, timeout=60)]
+        events = [json_format.MessageToDict(event, descriptor_pool=pool) for event in call(request, timeout=120)]
     finals = [event["channelDelta"] for event in events if event.get("channelDelta", {}).get("channel") == "CHANNEL_FINAL"]
     assert "".join(delta["text"] for delta in finals) == ANSWER
     assert "started" in events[0] and [event for event in events if "completed" in event or "error" in event] == events[-1:]
@@ -110,5 +110,5 @@ def test_a_client_that_knows_only_reflection_lists_and_chats(scripted: LocalClus
 def test_every_process_serves_metrics_and_probes(scripted: LocalCluster) -> None:
     for process in scripted.state.values():
         for path, expected in (("metrics", "ossia_"), ("livez", ""), ("readyz", "")):
-            with urllib.request.urlopen(f"http://{process['metrics']}/{path}", timeout=10) as answer:
+            with urllib.request.urlopen(f"http://{process['metrics']}/{path}", timeout=60) as answer:
                 assert answer.status == 200 and expected in answer.read().decode()

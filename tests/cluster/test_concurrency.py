@@ -7,7 +7,7 @@ import grpc
 
 from protos.ossia.v1 import inference_pb2 as pb
 from protos.ossia.v1.inference_pb2_grpc import InferenceStub
-from tests.cluster.local_cluster import LocalCluster, wait_until
+from tests.cluster.local_cluster import SETTLE_TIMEOUT_S, LocalCluster, wait_until
 
 NUM_STREAMS = 32
 
@@ -25,7 +25,7 @@ def make_request(number: int) -> pb.ChatRequest:
 
 async def token_ids(stub: InferenceStub, number: int, delay_s: float = 0.0) -> list[int]:
     await asyncio.sleep(delay_s)
-    events = [event async for event in stub.Chat(make_request(number), timeout=100)]
+    events = [event async for event in stub.Chat(make_request(number), timeout=300)]
     assert events[-1].HasField("completed"), events[-1]
     return [one for event in events if event.HasField("choice_finished") for one in event.choice_finished.token_ids]
 
@@ -39,5 +39,5 @@ async def test_32_streams_that_come_and_go_get_their_solo_tokens(model: LocalClu
     assert together == solo
     assert all(len(ids) == make_request(number).sampling.max_tokens for number, ids in enumerate(solo))
     assert len({tuple(ids) for ids in solo}) == NUM_STREAMS, "different prompts give different answers, or equality would mean nothing"
-    wait_until(model.is_idle, 10, "every block is free again")
+    wait_until(model.is_idle, SETTLE_TIMEOUT_S, "every block is free again")
     assert all(group.num_steps > 0 for group in model.status().groups), "every group took a part"

@@ -9,7 +9,7 @@ from pathlib import Path
 import openai
 
 from tests.cluster.conftest import REPLY
-from tests.cluster.local_cluster import ROOT, LocalCluster, wait_until
+from tests.cluster.local_cluster import ROOT, SETTLE_TIMEOUT_S, STOP_TIMEOUT_S, LocalCluster, wait_until
 from tests.fakes.etcd_server import etcd_cluster
 
 ANSWER = REPLY.rpartition("<|message|>")[2]
@@ -39,7 +39,7 @@ def worker(cluster: LocalCluster, endpoint: str, script: Path) -> Iterator[None]
         yield
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(STOP_TIMEOUT_S)
 
 
 def group_ids(cluster: LocalCluster) -> list[str]:
@@ -59,7 +59,7 @@ def test_etcd_killed_and_restarted_stops_no_traffic_and_membership_works_after(t
             etcd.start()
             assert client.chat.completions.create(model="scripted", messages=HELLO).choices[0].message.content == ANSWER
             with worker(cluster, etcd.endpoint, script):
-                wait_until(lambda: group_ids(cluster) == ["group-0", "late"], 30, cluster)
+                wait_until(lambda: group_ids(cluster) == ["group-0", "late"], SETTLE_TIMEOUT_S, cluster)
                 assert all(group.epoch > 0 for group in cluster.status().groups)
-            wait_until(lambda: group_ids(cluster) == ["group-0"], 30, cluster)
+            wait_until(lambda: group_ids(cluster) == ["group-0"], SETTLE_TIMEOUT_S, cluster)
             assert client.chat.completions.create(model="scripted", messages=HELLO).choices[0].message.content == ANSWER

@@ -137,7 +137,7 @@ def test_the_pages_show_what_it_says(scenes: Scenes) -> None:
 
 def test_chat_says_what_one_talks_to(nano: LocalCluster) -> None:
     command = [sys.executable, "-m", "cli.main", "chat", "--address", nano.grpc]
-    ended = subprocess.run(command, cwd=ROOT, input="Hello\n", capture_output=True, text=True, check=True, timeout=60)
+    ended = subprocess.run(command, cwd=ROOT, input="Hello\n", capture_output=True, text=True, check=True, timeout=120)
     assert ended.stdout.startswith("ossia-nano, a small demonstration model; Ctrl-D ends") and "Hello!" in ended.stdout
 
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -15,11 +16,11 @@ from cli.certificates import open_identity
 from deploy.grafana.live import GPU_PREFIX, alert_queries, panel_queries
 from protos.ossia.v1 import worker_pb2, worker_pb2_grpc
 from services.grpc_channel import open_channel
-from tests.cluster.local_cluster import LocalCluster, wait_until
+from tests.cluster.local_cluster import SETTLE_TIMEOUT_S, LocalCluster, wait_until
 from tests.fakes.otlp_collector import otlp_collector
 from tests.fakes.prometheus_server import PrometheusServer, prometheus_server
 
-INTERVAL = "10s"
+INTERVAL = "30s"
 NUM_CLIENTS, NUM_STREAMS = 8, 40
 PRICES = "models:\n  scripted:\n    price: {input: 1.0, output: 2.0}\n"
 BODY: dict[str, object] = {"model": "scripted", "messages": [{"role": "user", "content": "Hello"}]}
@@ -40,14 +41,14 @@ def watched(tmp_path_factory: pytest.TempPathFactory, script: Path) -> Iterator[
                 jobs.setdefault(f"ossia-{name.partition('-')[0]}", []).append(facts["metrics"])
             load = streaming_in_thread(lambda: cluster.url, [BODY], NUM_CLIENTS)
             with prometheus_server(home, jobs) as prometheus, load as tally:
-                wait_until(lambda: tally.num_finished >= NUM_STREAMS and has_seen_requests_end(prometheus), 100, tally)
+                wait_until(lambda: tally.num_finished >= NUM_STREAMS and has_seen_requests_end(prometheus), 300, tally)
                 assert not tally.broken
                 yield cluster, prometheus
 
 
 def has_seen_requests_end(prometheus: PrometheusServer) -> bool:
     """In two scrapes, so that every rate has something to show."""
-    return bool(prometheus.query("sum(rate(ossia_edge_requests_total[5s])) > 0"))
+    return bool(prometheus.query("sum(rate(ossia_edge_requests_total[15s])) > 0"))
 
 
 def has_data(samples: list[dict[str, object]]) -> bool:
@@ -57,17 +58,27 @@ def has_data(samples: list[dict[str, object]]) -> bool:
 def test_every_panel_and_every_alert_has_data_under_load(watched: tuple[LocalCluster, PrometheusServer]) -> None:
     _, prometheus = watched
     queries = dict([*panel_queries(INTERVAL), *alert_queries()])
-    empty = {name: query for name, query in queries.items() if not has_data(prometheus.query(query))}
     assert len(queries) > 80
-    assert [name for name, query in empty.items() if GPU_PREFIX not in query] == []
+    empty = {name: query for name, query in queries.items() if GPU_PREFIX not in query}
+
+    def all_have_shown_data() -> bool:
+        for name in [name for name, query in empty.items() if has_data(prometheus.query(query))]:
+            del empty[name]
+        return not empty
+
+    wait_until(all_have_shown_data, SETTLE_TIMEOUT_S, empty)
 
 
 def test_histograms_link_to_the_traces_of_requests(watched: tuple[LocalCluster, PrometheusServer]) -> None:
     _, prometheus = watched
+
+    def traces_of(name: str) -> list[str]:
+        found = prometheus.exemplars(f"{name}_bucket", time.time() - 3600, time.time() + 60)
+        return [exemplar["labels"]["trace_id"] for series in found for exemplar in series["exemplars"]]
+
     for name in ("ossia_edge_time_to_first_token_seconds", "ossia_scheduler_queue_wait_seconds"):
-        found = prometheus.exemplars(f"{name}_bucket", time.time() - 300, time.time() + 5)
-        traces = [exemplar["labels"]["trace_id"] for series in found for exemplar in series["exemplars"]]
-        assert traces and all(len(trace) == 32 for trace in traces)
+        wait_until(lambda: bool(traces_of(name)), SETTLE_TIMEOUT_S, name)  # noqa: B023 - it is called at once
+        assert all(len(trace) == 32 for trace in traces_of(name))
 
 
 async def test_an_alert_fires_when_two_owners_drive_one_group(watched: tuple[LocalCluster, PrometheusServer]) -> None:
@@ -75,17 +86,16 @@ async def test_an_alert_fires_when_two_owners_drive_one_group(watched: tuple[Loc
     assert "OssiaPlansRefused" not in prometheus.firing()
     identity = open_identity(cluster.tls_dir, "scheduler")
     async with open_channel(cluster.state["worker-0"]["grpc"], identity=identity, role="worker") as channel:
-        call = worker_pb2_grpc.WorkerStub(channel).Run(timeout=20)
+        call = worker_pb2_grpc.WorkerStub(channel).Run(timeout=60)
         await call.write(worker_pb2.StepPlan(epoch=0, step=1))
         answer = await call.read()
         assert isinstance(answer, worker_pb2.StepResult) and answer.HasField("refusal")
-    await asyncio.to_thread(wait_until, lambda: "OssiaPlansRefused" in prometheus.firing(), 30, prometheus.log)
+    await asyncio.to_thread(wait_until, lambda: "OssiaPlansRefused" in prometheus.firing(), SETTLE_TIMEOUT_S, prometheus.log)
 
 
 def test_the_request_log_has_whom_and_how_long_and_no_text(watched: tuple[LocalCluster, PrometheusServer]) -> None:
     cluster, _ = watched
-    lines = [json.loads(line) for line in (cluster.state_path.parent / "edge.log").read_text().splitlines()]
-    ended = [line for line in lines if line["event"] == "chat_ended"]
+    ended = [line for line in cluster.log_lines("edge") if line["event"] == "chat_ended"]
     fields = {
         "request_id",
         "tenant",
@@ -100,8 +110,14 @@ def test_the_request_log_has_whom_and_how_long_and_no_text(watched: tuple[LocalC
     }
     assert ended and all(fields <= line.keys() for line in ended)
     refused = {"model": "nope", "messages": BODY["messages"]}
-    assert httpx.post(f"{cluster.url}/v1/chat/completions", json=refused, headers={"X-Request-Id": "refused-here"}).status_code == 404
-    wait_until(lambda: "refused-here" in (cluster.state_path.parent / "edge.log").read_text(), 20)
-    line = next(line for line in (cluster.state_path.parent / "edge.log").read_text().splitlines() if "refused-here" in line)
-    assert json.loads(line)["outcome"] == "model_not_found"
-    assert "Hello" not in json.dumps(ended) + line
+    assert (
+        httpx.post(f"{cluster.url}/v1/chat/completions", json=refused, headers={"X-Request-Id": "refused-here"}, timeout=60).status_code
+        == 404
+    )
+
+    def refused_lines() -> list[dict[str, Any]]:
+        return [line for line in cluster.log_lines("edge") if line.get("request_id") == "refused-here"]
+
+    wait_until(lambda: bool(refused_lines()), SETTLE_TIMEOUT_S)
+    assert refused_lines()[0]["outcome"] == "model_not_found"
+    assert "Hello" not in json.dumps([*ended, *refused_lines()])

@@ -17,7 +17,7 @@ from tests.cluster.local_cluster import ROOT, wait_until
 from tests.fakes.etcd_server import etcd_cluster
 
 NUM_STREAMS = 200
-START_TIMEOUT_S, END_TIMEOUT_S = 60.0, 60.0
+START_TIMEOUT_S, END_TIMEOUT_S = 180.0, 120.0
 
 
 class Process:
@@ -52,8 +52,14 @@ def running(folder: Path, name: str, *argv: str) -> Iterator[Process]:
 def groups_of(process: Process) -> dict[str, int]:
     """Steps by group, for the groups that this scheduler owns."""
     with grpc.insecure_channel(process.said["grpc"]) as channel:
-        status = scheduler_pb2_grpc.SchedulerStub(channel).Status(scheduler_pb2.StatusRequest(), timeout=10)
+        status = scheduler_pb2_grpc.SchedulerStub(channel).Status(scheduler_pb2.StatusRequest(), timeout=60)
     return {group.group_id: group.num_steps for group in status.groups}
+
+
+def num_groups_at(edge: Process) -> int:
+    """As the schedulers that it is connected to have told it."""
+    with grpc.insecure_channel(edge.said["grpc"]) as channel:
+        return sum(model.num_groups for model in InferenceStub(channel).ListModels(pb.ListModelsRequest(), timeout=60).models)
 
 
 async def chat(stub: InferenceStub, number: int) -> str:
@@ -62,7 +68,7 @@ async def chat(stub: InferenceStub, number: int) -> str:
         model="scripted", messages=[pb.Message(role=pb.ROLE_USER, content=[pb.ContentPart(text=f"Question {number}")])]
     )
     await asyncio.sleep(number * 0.02)
-    events = [event async for event in stub.Chat(request, timeout=100)]
+    events = [event async for event in stub.Chat(request, timeout=300)]
     assert events[-1].HasField("completed"), events[-1]
     return "".join(event.channel_delta.text for event in events if event.channel_delta.channel == pb.CHANNEL_FINAL)
 
@@ -83,6 +89,7 @@ async def test_replicas_share_groups_and_a_third_one_joins_without_a_dropped_str
         schedulers = [start(f"scheduler{number}", "scheduler", "--scheduler-id", f"s{number}") for number in range(2)]
         edge = start("edge", "edge", "--rest-listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0")
         wait_until(lambda: sorted(len(groups_of(one)) for one in schedulers) == [2, 2], START_TIMEOUT_S)
+        wait_until(lambda: num_groups_at(edge) == 4, START_TIMEOUT_S)
         async with grpc.aio.insecure_channel(edge.said["grpc"]) as channel:
             stub = InferenceStub(channel)
             streams = [asyncio.create_task(chat(stub, number)) for number in range(NUM_STREAMS)]

@@ -1,7 +1,7 @@
 """A small OTLP collector: a real gRPC server that keeps the spans it is sent."""
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,11 +41,12 @@ class OtlpCollector(rpc.TraceServiceServicer):
         with self._arrived:
             return list(self._spans)
 
-    def wait_for(self, num_spans: int, timeout_s: float = 30.0) -> list[CollectedSpan]:
-        """Blocks until that many spans have come."""
+    def wait_for(self, find: Callable[[list[CollectedSpan]], list[CollectedSpan]], timeout_s: float = 120.0) -> list[CollectedSpan]:
+        """Blocks until `find` finds something among the spans that have come; gives what it found."""
         with self._arrived:
-            assert self._arrived.wait_for(lambda: len(self._spans) >= num_spans, timeout_s), f"only {self._spans} in {timeout_s} s"
-            return list(self._spans)
+            found = self._arrived.wait_for(lambda: find(self._spans), timeout_s)
+            assert found, f"only {self._spans} in {timeout_s} s"
+            return found
 
     def Export(self, request: pb.ExportTraceServiceRequest, context: object) -> pb.ExportTraceServiceResponse:
         with self._arrived:

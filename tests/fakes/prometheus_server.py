@@ -19,7 +19,7 @@ from deploy.prometheus.rules import RULES
 from tests.fakes.free_port import free_port
 
 START_TIMEOUT_S = 120.0
-SCRAPE_INTERVAL = "1s"
+SCRAPE_INTERVAL = "2s"  # which is also how long a process may take to answer one
 
 
 @dataclass(frozen=True)
