@@ -24,7 +24,7 @@ from tests.fakes.etcd_server import etcd_cluster
 
 # In this order, and by which gauge a process tells how many requests or sequences it holds.
 HELD_BY = {"edge": "ossia_edge_open_requests", "scheduler": "ossia_scheduler_group_running", "worker": "ossia_worker_sequences_held"}
-DRAIN_S, EXIT_TIMEOUT_S, READY_TIMEOUT_S = 30.0, 60.0, 60.0
+DRAIN_S, EXIT_TIMEOUT_S, READY_TIMEOUT_S = 30.0, 120.0, 120.0
 SETTLE_S = 1.5  # between one process's return and the next one's signal
 BODY: dict[str, object] = {"model": "scripted", "messages": [{"role": "user", "content": "Hello"}]}
 
@@ -85,13 +85,13 @@ def _name(kind: str, index: int) -> tuple[str, str]:
 
 
 async def _num_held(child: Child, gauge: str) -> int:
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=READY_TIMEOUT_S) as client:
         page = (await client.get(f"http://{child.announced['metrics']}/metrics")).text
     return int(sum(sample.value for family in text_string_to_metric_families(page) for sample in family.samples if sample.name == gauge))
 
 
 async def _wait_ready(child: Child) -> None:
-    async with httpx.AsyncClient() as client, asyncio.timeout(READY_TIMEOUT_S):
+    async with httpx.AsyncClient(timeout=READY_TIMEOUT_S) as client, asyncio.timeout(READY_TIMEOUT_S):
         while (await client.get(f"http://{child.announced['metrics']}/readyz")).status_code != httpx.codes.OK:  # noqa: ASYNC110 - a probe
             await asyncio.sleep(0.05)
 
@@ -115,9 +115,11 @@ async def drain_in_turn(script: Path, step_ms: float, num_clients: int) -> list[
         for kind in HELD_BY:
             await asyncio.sleep(SETTLE_S)
             async with asyncio.timeout(READY_TIMEOUT_S):
+                while not (busiest := await processes.busiest(kind))[1]:  # noqa: ASYNC110 - between two streams none holds any
+                    await asyncio.sleep(0.02)
                 while len(tally.open_now) < num_clients:  # noqa: ASYNC110 - what is awaited is under way elsewhere
                     await asyncio.sleep(0.02)
-            name, num_held = await processes.busiest(kind)
+            name, num_held = busiest
             child = processes.children[name]
             if child in processes.edges:
                 processes.edges.remove(child)

@@ -33,7 +33,7 @@ def listed(content: Mapping[str, bytes] = CONTENT) -> tuple[ListedFile, ...]:
 async def fetch(store: BreakingStore, folder: Path, attempts: int = 3, files: tuple[ListedFile, ...] = listed()) -> list[str]:
     """Downloads; gives what was said."""
     said: list[str] = []
-    async with httpx.AsyncClient(timeout=5) as client:
+    async with httpx.AsyncClient(timeout=60) as client:
         await Download(WebFolder(store.url), files, folder, client, Retries(attempts, max_pause_s=0.01), said.append).run()
     return said
 

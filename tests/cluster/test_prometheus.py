@@ -69,16 +69,16 @@ def test_every_panel_and_every_alert_has_data_under_load(watched: tuple[LocalClu
     wait_until(all_have_shown_data, SETTLE_TIMEOUT_S, empty)
 
 
-def test_histograms_link_to_the_traces_of_requests(watched: tuple[LocalCluster, PrometheusServer]) -> None:
+@pytest.mark.parametrize("name", ["ossia_edge_time_to_first_token_seconds", "ossia_scheduler_queue_wait_seconds"])
+def test_histograms_link_to_the_traces_of_requests(watched: tuple[LocalCluster, PrometheusServer], name: str) -> None:
     _, prometheus = watched
 
-    def traces_of(name: str) -> list[str]:
+    def find_traces() -> list[str]:
         found = prometheus.exemplars(f"{name}_bucket", time.time() - 3600, time.time() + 60)
         return [exemplar["labels"]["trace_id"] for series in found for exemplar in series["exemplars"]]
 
-    for name in ("ossia_edge_time_to_first_token_seconds", "ossia_scheduler_queue_wait_seconds"):
-        wait_until(lambda: bool(traces_of(name)), SETTLE_TIMEOUT_S, name)  # noqa: B023 - it is called at once
-        assert all(len(trace) == 32 for trace in traces_of(name))
+    wait_until(lambda: bool(find_traces()), SETTLE_TIMEOUT_S, name)
+    assert all(len(trace) == 32 for trace in find_traces())
 
 
 async def test_an_alert_fires_when_two_owners_drive_one_group(watched: tuple[LocalCluster, PrometheusServer]) -> None:
