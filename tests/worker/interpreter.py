@@ -1,4 +1,7 @@
-"""Triton's interpreter with bfloat16 as hardware has it. By itself it cuts off where it should round, and multiplies bits as integers."""
+"""Triton's interpreter with bfloat16 and products of matrices as hardware has them.
+
+By itself it cuts bfloat16 off where it should round, multiplies its bits as integers, and leaves the order of a product's sums to a BLAS.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,9 +23,17 @@ def _round(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     return torch.from_numpy(np.ascontiguousarray(values)).to(torch.bfloat16).view(torch.uint16).numpy()
 
 
+def _multiply(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Every element is summed in the order of `k`, wherever in its tile it stands; a BLAS sums in another order at a tile's edges."""
+    out = np.zeros((*a.shape[:-1], b.shape[-1]), np.float32)
+    for k in range(a.shape[-1]):
+        out += a[..., :, k, None] * b[..., k, None, :]
+    return out
+
+
 @contextmanager
 def exact_bfloat16() -> Iterator[None]:
-    cast, dot, multiply = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot, InterpreterBuilder.create_fmul
+    cast, multiply = InterpreterBuilder.cast_impl, InterpreterBuilder.create_fmul
 
     def exact_cast(builder: InterpreterBuilder, source: TensorHandle, target: Any) -> TensorHandle:
         match source.dtype.scalar, target.scalar:
@@ -32,9 +43,9 @@ def exact_bfloat16() -> Iterator[None]:
                 return TensorHandle(_round(source.data), tl.bfloat16)
         return cast(builder, source, target)
 
-    def exact_dot(builder: InterpreterBuilder, a: TensorHandle, b: TensorHandle, *rest: Any) -> TensorHandle:
-        wide = [exact_cast(builder, one, tl.float32) if one.dtype.scalar == tl.bfloat16 else one for one in (a, b)]
-        return dot(builder, *wide, *rest)
+    def exact_dot(builder: InterpreterBuilder, a: TensorHandle, b: TensorHandle, added: TensorHandle, *_: Any) -> TensorHandle:
+        left, right = (_widen(one.data) if one.dtype.scalar == tl.bfloat16 else one.data for one in (a, b))
+        return TensorHandle(_multiply(left, right) + added.data, added.dtype.scalar)
 
     def exact_multiply(builder: InterpreterBuilder, a: TensorHandle, b: TensorHandle) -> TensorHandle:
         if a.dtype.scalar != tl.bfloat16:
