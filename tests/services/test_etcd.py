@@ -300,5 +300,6 @@ async def test_closing_leaves_no_task_and_ends_the_watches(etcd: EtcdServer) -> 
     await discovery.aclose()
     async with asyncio.timeout(PATIENCE_S):
         assert [members async for members in states] == []
-        while asyncio.all_tasks() != before:  # gRPC's own end a moment later
-            await asyncio.sleep(0.01)
+        if ending := asyncio.all_tasks() - before:  # gRPC's own end a moment later
+            await asyncio.wait(ending)
+    assert asyncio.all_tasks() == before
