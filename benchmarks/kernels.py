@@ -31,6 +31,7 @@ from worker.sampling import draw
 from worker.sequences import SamplingParams, Sequence
 
 COLD_BYTES, MAX_COPIES = 1 << 28, 64
+MATMUL_SIDES = {"cuda": 8192, "cpu": 2048}  # of the square matrices whose product is the ceiling of arithmetic
 BLOCK_SIZE = 16
 PACKED_BYTES = 4.25 / 8  # of an expert's weight
 CPU_SHAPES = {"small": Shape(8, 32, 1024, 1024, 16, 4, 64, 4, 128, 32_768)}
@@ -249,7 +250,7 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Device:
     source = torch.zeros(COLD_BYTES // 4, device=device)
     target = torch.empty_like(source)
     bandwidth = max(2 * source.nbytes / measure_s([partial(target.copy_, source)], device), source.nbytes / measure_s([source.sum], device))
-    side = 8192 if device.type == "cuda" else 2048
+    side = MATMUL_SIDES[device.type]
     a, b = torch.randn(2, side, side, device=device).to(dtype).unbind()
     return Device(bandwidth, 2 * side**3 / measure_s([partial(torch.mm, a, b)], device))
 

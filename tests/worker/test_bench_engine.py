@@ -3,12 +3,20 @@
 import pytest
 import torch
 
+from benchmarks import kernels
 from benchmarks.engine import COLUMNS, Measurement, add_row, measure_cpu, measure_gpu
 from benchmarks.report import Report
 from benchmarks.roofline import Device, Part, Shape, Step, Storage
 
 TINY = Shape(2, 4, 64, 32, 4, 2, 16, 2, 16, 96)
 BRIEF = Measurement((1, 3), context=9, chunk=20, storage=Storage(), rounds=2, steps=2, max_compared_batch=1)
+
+
+@pytest.fixture(autouse=True)
+def small_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that has no bfloat16 of its own needs minutes for the large product."""
+    monkeypatch.setattr(kernels, "COLD_BYTES", 1 << 16)
+    monkeypatch.setattr(kernels, "MATMUL_SIDES", {"cpu": 64})
 
 
 def test_on_a_cpu_both_sides_compute_the_same_and_every_figure_is_there() -> None:
