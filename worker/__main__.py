@@ -41,7 +41,7 @@ SERVICE_NAME = worker_pb2.DESCRIPTOR.services_by_name["Worker"].full_name
 CALLERS = ("scheduler",)  # the role that may drive a group
 TEARDOWN_S = 5.0  # what a failed group's server and registration get to go
 SWITCH_INTERVAL_S = 0.0005  # the model's thread waits no longer for the event loop's to let it run; 5 ms, the default, is a whole step
-BLAME_S = 2.0  # a dead rank may show as a failed step first: how long its end gets to be seen
+BLAME_S = 10.0  # a dead rank may show as a failed step first: how long its end gets to be seen
 
 
 class StepFailed(StartError):

@@ -92,7 +92,8 @@ class Engine:
             return
         self.crashed.set_result(error)
         for outcome in list(self._awaited):
-            outcome.set_exception(error)
+            if not outcome.done():  # told or given up in this very turn of the loop
+                outcome.set_exception(error)
 
     def _tell(self, future: asyncio.Future[StepOutcome], outcome: StepOutcome) -> None:
         """From the model's thread. Whoever asked may be gone."""
