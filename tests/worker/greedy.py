@@ -73,7 +73,7 @@ def make_prompts(num_prompts: int, vocab_size: int) -> list[list[int]]:
 
 
 def main(model_dir: str, group_dir: str, rank: str, size: str, output: str) -> None:
-    tensor_parallel = join_group(Path(group_dir), rank=int(rank), size=int(size), device="cpu", start_timeout_s=60)
+    tensor_parallel = join_group(Path(group_dir), rank=int(rank), size=int(size), device="cpu", start_timeout_s=240)
     assert tensor_parallel.broadcast_bytes(b"plan" if rank == "0" else None) == b"plan"
     for payload in (b"", bytes(range(256)) * 16, bytes(range(256)) * 16 + b"1", b"long" * 5000):
         assert tensor_parallel.broadcast_bytes(payload if rank == "0" else None) == payload

@@ -9,7 +9,7 @@ import grpc
 from protos.ossia.v1 import sampling_pb2, worker_pb2, worker_pb2_grpc
 from services.grpc_channel import open_channel
 
-RESULT_TIMEOUT_S = 30.0
+RESULT_TIMEOUT_S = 120.0
 
 
 def admit(

@@ -9,12 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.worker.owner import Owner, connect, make_plan
-from tests.worker.worker_process import WorkerProcess, wait_dead, worker_process
+from tests.worker.owner import Owner, admit, connect, make_plan
+from tests.worker.worker_process import END_TIMEOUT_S, WorkerProcess, wait_dead, worker_process
 from worker.self_check import REFERENCE
 
 NUM_TOKENS = 12
 PROMPT = list(range(5, 45))
+RANKS_BY = """
+import os, sys
+from worker.__main__ import main
+sys.executable = sys.argv.pop(1)  # what the other ranks are started with
+os._exit(main(sys.argv[1:]))
+"""
 
 
 def flags(model_dir: Path, size: int) -> tuple[str, ...]:
@@ -51,11 +57,11 @@ async def test_the_death_of_a_rank_ends_the_group_with_one_line(checkpoint_dir: 
     async with worker_process(*flags(checkpoint_dir("four_ranks"), 2)) as worker:
         await worker.wait_serving()
         async with connect(worker.address) as stub:
-            if is_busy:
-                await Owner(stub).generate(1, PROMPT, NUM_TOKENS)
-            os.kill(await worker.wait_rank(1), signal.SIGKILL)
-            if is_busy:
-                await Owner(stub).send(make_plan(1, epoch=2))
+            owner, rank_1 = Owner(stub), await worker.wait_rank(1)
+            if is_busy:  # rank 1 does not answer, so rank 0 waits for it in the midst of the step
+                os.kill(rank_1, signal.SIGSTOP)
+                await owner.send(make_plan(1, {1: len(PROMPT)}, admitted=[admit(1, PROMPT, range(3), range(3))]))
+            os.kill(rank_1, signal.SIGKILL)
             code, lines = await worker.wait_end()
     assert code == 1
     assert [line for line in lines if "rank 1 ended by signal 9" in line] == lines[-1:]
@@ -70,8 +76,12 @@ async def test_the_death_of_rank_0_ends_the_others(checkpoint_dir: Callable[[str
         wait_dead(rank_1)
 
 
-async def test_a_death_while_loading_ends_the_start(checkpoint_dir: Callable[[str], Path]) -> None:
-    async with worker_process(*flags(checkpoint_dir("four_ranks"), 2)) as worker:
+async def test_a_death_while_loading_ends_the_start(checkpoint_dir: Callable[[str], Path], tmp_path: Path) -> None:
+    """A rank that never comes is certainly not beyond its loading when it is killed."""
+    late = tmp_path / "late"
+    late.write_text(f"#!/bin/sh\nexec sleep {END_TIMEOUT_S:g}\n")
+    late.chmod(0o755)
+    async with worker_process(str(late), *flags(checkpoint_dir("four_ranks"), 2), start=("-c", RANKS_BY)) as worker:
         pid = await worker.wait_rank(1)
         os.kill(pid, signal.SIGKILL)
         code, lines = await worker.wait_end()

@@ -17,7 +17,7 @@ from services.errors import StaleEpoch, from_rpc_error
 from services.grpc_channel import open_channel
 from services.grpc_server import serve
 from services.vocabulary import load_vocabulary
-from tests.worker.owner import Owner, admit, connect, make_plan
+from tests.worker.owner import RESULT_TIMEOUT_S, Owner, admit, connect, make_plan
 from worker.__main__ import SERVICE_NAME
 from worker.backend import BlockCopy, ModelFacts, StepUnderWay
 from worker.engine import Engine
@@ -171,7 +171,7 @@ async def test_a_streams_end_forgets_its_sequences(group: Group, how: str) -> No
         owner.call.cancel()
     else:
         await owner.call.done_writing()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(RESULT_TIMEOUT_S):
         await group.service.drain()
     again = Owner(group.stub)
     assert not (await again.step(first_plan())).HasField("refusal")
@@ -195,7 +195,7 @@ async def test_bytes_that_are_no_plan_end_their_stream_alone(group: Group) -> No
     async with open_channel((await group.stub.Describe(worker_pb2.DescribeRequest())).address) as channel:
         call = channel.stream_stream(f"/{SERVICE_NAME}/Run")()
         await call.write(b"\xff\xff\xff")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(RESULT_TIMEOUT_S):
             assert await call.code() != grpc.StatusCode.OK
     assert (await owner.step(make_plan(2, {1: 1}))).token_ids
 

@@ -29,7 +29,7 @@ def _run_group(model_dir: Path, group_dir: Path, size: int) -> list[list[list[in
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     ranks = [subprocess.Popen([sys.executable, str(greedy.__file__), *argument], env=environment) for argument in arguments]
     try:
-        assert [rank.wait(timeout=100) for rank in ranks] == [0] * size
+        assert [rank.wait(timeout=240) for rank in ranks] == [0] * size
     finally:
         for rank in ranks:
             rank.kill()

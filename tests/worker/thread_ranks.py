@@ -14,7 +14,7 @@ from worker.sequence_table import SequenceTable
 from worker.step_broadcast import Leader, follow
 from worker.tensor_parallel import TensorParallel
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 240.0
 
 
 class Meeting:

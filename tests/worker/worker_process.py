@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-START_TIMEOUT_S = 90.0
-END_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 240.0
+END_TIMEOUT_S = 240.0
 WORKER = ("-m", "worker")
 
 
