@@ -3,7 +3,8 @@
 Knows nothing of HTTP and gRPC: a door brings what the caller showed, and refuses as its protocol does.
 """
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from prometheus_client import CollectorRegistry
@@ -109,8 +110,13 @@ def tenant_of(caller: Caller, named: str) -> str:
 
 
 @asynccontextmanager
-async def open_gate(config: AccessConfig, redis_url: str, registry: CollectorRegistry) -> AsyncIterator[Gate | None]:
-    """The gate that is configured, with limits shared at `redis_url` (empty: not shared); None where there is none. Raises StartError."""
+async def open_gate(
+    config: AccessConfig, redis_url: str, registry: CollectorRegistry, clock: Callable[[], float] = time.monotonic
+) -> AsyncIterator[Gate | None]:
+    """The gate that is configured, with limits shared at `redis_url` (empty: not shared); None where there is none. Raises StartError.
+
+    `clock` is what limits that are not shared go by, in seconds.
+    """
     if not config.limits_access:
         yield None
         return
@@ -131,7 +137,7 @@ async def open_gate(config: AccessConfig, redis_url: str, registry: CollectorReg
         except OSError as error:
             raise StartError(f"--audit-log: {config.audit_log} cannot be written ({error.strerror}); choose another") from None
         addresses = AddressRules(config.allow_addresses, config.deny_addresses, config.trusted_proxies)
-        yield Gate(addresses, keys, _open_tokens(config), RateLimiter(metrics, limits, shared), metrics, audit)
+        yield Gate(addresses, keys, _open_tokens(config), RateLimiter(metrics, limits, shared, clock), metrics, audit)
 
 
 def _open_tokens(config: AccessConfig) -> JwtVerifier | None:

@@ -1,12 +1,14 @@
 """A scheduler that replays a script over the real protocol, and an edge in front of it."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+import httpx
 from opentelemetry.trace import NoOpTracerProvider
 from prometheus_client import CollectorRegistry
 
@@ -27,6 +29,7 @@ from services.vocabulary import load_vocabulary
 
 MODEL = "gpt-oss-test"
 MAX_MODEL_LEN = 4096
+PATIENCE_S = 60.0  # longer than a busy machine stands still: it only ends tests that have failed
 ANSWER = "<|channel|>analysis<|message|>Think.<|end|><|start|>assistant<|channel|>final<|message|>Hello there.<|return|>"
 
 
@@ -161,6 +164,10 @@ class Stand:
     def url(self) -> str:
         return f"http://{self.rest}"
 
+    def http(self, **options: Any) -> httpx.AsyncClient:
+        """A client of the REST door that waits longer than httpx's own five seconds."""
+        return httpx.AsyncClient(base_url=self.url, timeout=PATIENCE_S, **options)
+
 
 @asynccontextmanager
 async def serve_scheduler(scripted: ScriptedScheduler, listen: str = "127.0.0.1:0") -> AsyncIterator[str]:
@@ -173,14 +180,17 @@ async def serve_scheduler(scripted: ScriptedScheduler, listen: str = "127.0.0.1:
 
 
 @asynccontextmanager
-async def stand(script: Script | None = None, max_model_len: int = MAX_MODEL_LEN, **config: Any) -> AsyncIterator[Stand]:
+async def stand(
+    script: Script | None = None, max_model_len: int = MAX_MODEL_LEN, clock: Callable[[], float] = time.monotonic, **config: Any
+) -> AsyncIterator[Stand]:
+    """`clock` is what the limits go by."""
     scripted = ScriptedScheduler(script or Script(), max_model_len=max_model_len)
     async with serve_scheduler(scripted) as address, AsyncExitStack() as stack:
         discovery = StaticDiscovery({"schedulers": {"one": address.encode()}})
         settings = EdgeConfig(edge_id="edge-1", **config)
         catalogue, tracer = Catalogue(read_settings(settings)), NoOpTracerProvider().get_tracer("test")
         registry = CollectorRegistry()
-        gate = await stack.enter_async_context(open_gate(settings, settings.redis_url, registry))
+        gate = await stack.enter_async_context(open_gate(settings, settings.redis_url, registry, clock))
         edge = assemble(settings, catalogue, discovery, registry, tracer, lambda: catalogue.has_seen_models, gate=gate)
         contract = (SERVICE_NAME, lambda server: inference_pb2_grpc.add_InferenceServicer_to_server(edge.service, server))
         interceptors = [AccessInterceptor(gate)] if gate else []
@@ -199,7 +209,7 @@ async def stand(script: Script | None = None, max_model_len: int = MAX_MODEL_LEN
                 following.cancel()
 
 
-async def wait_until(holds: Any, timeout_s: float = 20.0) -> None:
+async def wait_until(holds: Any, timeout_s: float = PATIENCE_S) -> None:
     """Polls: for states that nothing announces."""
     async with asyncio.timeout(timeout_s):
         while not holds():  # noqa: ASYNC110 - states that nothing announces
