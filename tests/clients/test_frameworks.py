@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from tests.clients.conftest import ANSWER, MODEL, PLACE, SUNNY
 from tests.cluster.local_cluster import LocalCluster
+from tests.edge.scripted_scheduler import PATIENCE_S
 
 QUESTION = "What is the weather in Oslo?"
 set_tracing_disabled(True)  # it would send traces away
@@ -30,7 +31,7 @@ def get_weather(city: str) -> str:
 
 @pytest.mark.parametrize("use_responses_api", [False, True])
 def test_langchain_runs_a_tool_loop_streams_and_parses(cluster: LocalCluster, use_responses_api: bool) -> None:
-    model = ChatOpenAI(model=MODEL, base_url=f"{cluster.url}/v1", api_key="any", use_responses_api=use_responses_api)  # type: ignore[arg-type]
+    model = ChatOpenAI(model=MODEL, base_url=f"{cluster.url}/v1", api_key="any", timeout=PATIENCE_S, use_responses_api=use_responses_api)  # type: ignore[arg-type]
     with_tools = model.bind_tools([get_weather])
     messages: list[Any] = [HumanMessage(QUESTION)]
     turn = with_tools.invoke(messages)
@@ -52,7 +53,7 @@ async def test_the_agents_sdk_runs_a_tool_loop(cluster: LocalCluster, kind: Any,
         asked.append(city)
         return "sunny"
 
-    async with AsyncOpenAI(base_url=f"{cluster.url}/v1", api_key="any") as client:
+    async with AsyncOpenAI(base_url=f"{cluster.url}/v1", api_key="any", timeout=PATIENCE_S) as client:
         agent = Agent(name="guide", instructions="Use your tools.", tools=[get_weather], model=kind(model=MODEL, openai_client=client))
         if is_streamed:
             running = Runner.run_streamed(agent, QUESTION)

@@ -24,7 +24,7 @@ class Place(BaseModel):
 
 @pytest.fixture(scope="module")
 def client(cluster: LocalCluster) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{cluster.url}/v1", api_key="any") as made:
+    with openai.OpenAI(base_url=f"{cluster.url}/v1", api_key="any", timeout=fake.PATIENCE_S) as made:
         yield made
 
 
@@ -77,7 +77,10 @@ def test_errors_are_typed(client: openai.OpenAI, fields: dict[str, Any], kind: t
 
 async def test_a_refused_request_is_sent_again_after_the_time_that_was_asked_for() -> None:
     busy = sampling.Error(code=sampling.ERROR_CODE_OVERLOADED, message="busy", retry_after_s=1.0)
-    async with fake.stand(fake.Script(error=busy, text="")) as it, openai.AsyncOpenAI(base_url=f"{it.url}/v1", api_key="any") as api:
+    async with (
+        fake.stand(fake.Script(error=busy, text="")) as it,
+        openai.AsyncOpenAI(base_url=f"{it.url}/v1", api_key="any", timeout=fake.PATIENCE_S) as api,
+    ):
         heal_after(it, 1)
         begun = time.monotonic()
         got = await api.chat.completions.create(model=fake.MODEL, messages=HELLO)

@@ -4,19 +4,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import httpx
 import openai
 import pytest
 
 from services.vocabulary import END_OF_TEXT, FIRST_CONTROL_ID, load_vocabulary
-from tests.edge.scripted_scheduler import MODEL, Script, Stand, stand, wait_until
+from tests.edge.scripted_scheduler import MODEL, PATIENCE_S, Script, Stand, stand, wait_until
 
 V = load_vocabulary()
 
 
 @asynccontextmanager
 async def dialled(script: Script | None = None) -> AsyncIterator[tuple[Stand, openai.AsyncOpenAI]]:
-    async with stand(script) as it, openai.AsyncOpenAI(base_url=f"{it.url}/v1", api_key="none", max_retries=0) as api:
+    async with stand(script) as it, openai.AsyncOpenAI(base_url=f"{it.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S) as api:
         yield it, api
 
 
@@ -78,7 +77,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
 
 
 async def test_what_cannot_be_done_is_refused_by_name() -> None:
-    async with dialled() as (it, _), httpx.AsyncClient(base_url=it.url) as http:
+    async with dialled() as (it, _), it.http() as http:
         for fields, param, code in REFUSED:
             got = await http.post("/v1/completions", json={"model": MODEL, **fields})
             error = got.json()["error"]

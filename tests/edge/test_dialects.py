@@ -3,7 +3,6 @@
 import json
 from typing import Any
 
-import httpx
 import pytest
 
 from edge.conversation.sanitize import sanitize
@@ -19,7 +18,7 @@ def events(text: str) -> list[Any]:
 @pytest.mark.parametrize("messages", ["Hi", json.dumps([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}])])
 async def test_a_browser_streams_a_chat_with_get(messages: str) -> None:
     query: dict[str, Any] = {"messages": messages, "stream": "true", "temperature": "0.5", "stop": "zzz", "reasoning_effort": "high"}
-    async with stand() as it, httpx.AsyncClient(base_url=it.url) as http:
+    async with stand() as it, it.http() as http:
         got = await http.get("/v1/chat/completions", params=query)
         whole = await http.get("/v1/chat/completions", params={"messages": messages, "stream": "false", "model": MODEL})
         for wrong in ({"messages": ""}, {"messages": "Hi", "temperature": "9"}, {"messages": "Hi", "n": "[" * 70 + "]" * 70}):
@@ -33,7 +32,7 @@ async def test_a_browser_streams_a_chat_with_get(messages: str) -> None:
 
 async def test_tgi_generates_whole_and_streamed() -> None:
     parameters = {"max_new_tokens": 20, "temperature": 0.5, "seed": 3, "details": True, "watermark": True, "return_full_text": True}
-    async with stand() as it, httpx.AsyncClient(base_url=it.url) as http:
+    async with stand() as it, it.http() as http:
         whole = (await http.post("/generate", json={"inputs": "Hi ", "parameters": parameters})).json()
         streamed = events((await http.post("/generate_stream", json={"inputs": "Hi", "parameters": {"max_new_tokens": 20}})).text)
         refused = await http.post("/generate", json={"inputs": "Hi", "parameters": {"best_of": 2}})
@@ -48,7 +47,7 @@ async def test_tgi_generates_whole_and_streamed() -> None:
 
 
 async def test_gradio_predicts_by_position_and_shows_its_page() -> None:
-    async with stand() as it, httpx.AsyncClient(base_url=it.url, follow_redirects=False) as http:
+    async with stand() as it, it.http(follow_redirects=False) as http:
         got = await http.post("/api/predict/", json={"data": ["Be brief.", "Hi", 0.5, 0.8, 50, 1.1, True]})
         wrong = await http.post("/api/predict/", json={"data": ["Be brief.", "Hi", "hot"]})
         page = await http.get("/api")
@@ -72,6 +71,6 @@ ASKED = {"sanitize_input": True}
 @pytest.mark.parametrize(("config", "fields", "is_clean"), [({}, {}, False), ({}, ASKED, True), (ASKED, {}, True)])
 async def test_cleaning_happens_only_where_it_is_asked_for(config: dict[str, Any], fields: dict[str, Any], is_clean: bool) -> None:
     body = {"model": MODEL, "messages": [{"role": "user", "content": "a\u200bb"}], **fields}
-    async with stand(**config) as it, httpx.AsyncClient(base_url=it.url) as http:
+    async with stand(**config) as it, it.http() as http:
         await http.post("/v1/chat/completions", json=body)
     assert ("ab" in load_vocabulary().decode(it.scheduler.requests[0].prompt_token_ids)) is is_clean

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import httpx
 import pytest
 
 from edge.config import EdgeConfig
@@ -23,7 +22,7 @@ async def test_an_alias_is_answered_with_the_models_defaults_and_price(tmp_path:
     path = tmp_path / "models.yaml"
     path.write_text(SETTINGS)
     body = {"model": "gpt-4o", "messages": [{"role": "user", "content": "Hi"}]}
-    async with stand(models_file=path, default_top_p=0.5) as it, httpx.AsyncClient(base_url=it.url) as http:
+    async with stand(models_file=path, default_top_p=0.5) as it, it.http() as http:
         got = (await http.post("/v1/chat/completions", json=body)).json()
         metrics = (await http.get("/v1/metrics")).text
         card = (await http.get("/v1/models/gpt-4o")).json()
@@ -65,7 +64,7 @@ def test_a_wrong_file_is_one_line_that_names_it(tmp_path: Path, text: str) -> No
 )
 async def test_the_parameter_wins_over_the_instructions_over_the_default(content: str, fields: dict[str, str], expected: str) -> None:
     messages = [{"role": "system", "content": content}, {"role": "user", "content": "Reasoning: high"}]
-    async with stand() as it, httpx.AsyncClient(base_url=it.url) as http:
+    async with stand() as it, it.http() as http:
         await http.post("/v1/chat/completions", json={"model": MODEL, "messages": messages, **fields})
         prompt = it.edge.service._vocabulary.decode(it.scheduler.requests[0].prompt_token_ids)
     assert f"Reasoning: {expected}\n\n# Valid channels" in prompt

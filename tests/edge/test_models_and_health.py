@@ -1,6 +1,5 @@
 """What an edge says of itself and of its models."""
 
-import httpx
 import pytest
 
 from edge.rest.health import judge
@@ -8,7 +7,7 @@ from tests.edge.scripted_scheduler import MAX_MODEL_LEN, MODEL, stand, wait_unti
 
 
 async def test_models_are_those_that_the_schedulers_name() -> None:
-    async with stand() as it, httpx.AsyncClient(base_url=it.url) as http:
+    async with stand() as it, it.http() as http:
         listed = (await http.get("/v1/models")).json()
         one = (await http.get(f"/v1/models/{MODEL}")).json()
     assert listed == {"object": "list", "data": [one]}
@@ -17,7 +16,7 @@ async def test_models_are_those_that_the_schedulers_name() -> None:
 
 
 async def test_health_tells_the_state_and_follows_the_cluster() -> None:
-    async with stand() as it, httpx.AsyncClient(base_url=it.url) as http:
+    async with stand() as it, it.http() as http:
         well = await http.get("/v1/health")
         assert (well.status_code, well.json()["status"], well.json()["model"]) == (200, "healthy", MODEL)
         assert set(well.json()) >= {"version", "timestamp", "active_requests"}
@@ -43,7 +42,7 @@ def test_the_state_is_judged_by_what_is_missing(serves_any: bool, num_absent: in
 
 
 async def test_the_api_describes_its_body() -> None:
-    async with stand() as it, httpx.AsyncClient(base_url=it.url) as http:
+    async with stand() as it, it.http() as http:
         document = (await http.get("/openapi.json")).json()
     schema = document["components"]["schemas"]["ChatCompletionRequest"]
     assert {"model", "messages"} == set(schema["required"])

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import httpx
 import pytest
 from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
@@ -135,7 +134,7 @@ def test_the_table_has_every_documented_field_and_tells_the_truth(call: str, mod
 async def test_every_field_at_once_is_accepted(call: str) -> None:
     body = BODIES[call]
     assert body.keys() == CALLS[call].keys()
-    async with stand() as it, httpx.AsyncClient(base_url=it.url) as http:
+    async with stand() as it, it.http() as http:
         if call.endswith("responses"):
             before = await http.post("/v1/responses", json={"model": MODEL, "input": "First"})
             body = {**body, "previous_response_id": before.json()["id"]}

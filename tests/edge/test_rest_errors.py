@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.edge.scripted_scheduler import MODEL, stand
@@ -61,7 +60,7 @@ CASES: list[tuple[dict[str, Any], int, str | None, str]] = [
 
 
 async def test_every_wrong_field_is_named_with_its_cure() -> None:
-    async with stand() as it, httpx.AsyncClient(base_url=it.url) as http:
+    async with stand() as it, it.http() as http:
         for body, status, param, code in CASES:
             got = await http.post(URL, json=body)
             error = got.json()["error"]
@@ -74,7 +73,7 @@ async def test_every_wrong_field_is_named_with_its_cure() -> None:
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"text"', b"\xff", DEEP.encode(), b'{"model":"\\ud800"}', b"[" * 5000])
 async def test_a_body_that_is_no_json_object_is_refused(body: bytes) -> None:
-    async with stand() as it, httpx.AsyncClient(base_url=it.url) as http:
+    async with stand() as it, it.http() as http:
         got = await http.post(URL, content=body, headers={"content-type": "application/json"})
     assert (got.status_code, got.json()["error"]["code"]) == (400, "invalid_value")
 
@@ -86,7 +85,7 @@ async def _chunks() -> AsyncIterator[bytes]:
 
 @pytest.mark.parametrize("is_chunked", [False, True])
 async def test_a_body_over_the_limit_is_refused_with_and_without_a_length(is_chunked: bool) -> None:
-    async with stand(max_body_bytes=4096) as it, httpx.AsyncClient(base_url=it.url) as http:
+    async with stand(max_body_bytes=4096) as it, it.http() as http:
         got = await http.post(URL, content=_chunks() if is_chunked else b"x" * 8192)
     assert (got.status_code, got.json()["error"]["code"]) == (413, "payload_too_large")
 
@@ -96,13 +95,13 @@ async def test_a_body_over_the_limit_is_refused_with_and_without_a_length(is_chu
     [("GET", "/nowhere", 404, "unknown_url"), ("PUT", URL, 405, "method_not_allowed"), ("GET", "/v1/models/gpt-9", 404, "model_not_found")],
 )
 async def test_a_wrong_address_is_an_error_of_the_same_shape(method: str, path: str, status: int, code: str) -> None:
-    async with stand() as it, httpx.AsyncClient(base_url=it.url) as http:
+    async with stand() as it, it.http() as http:
         got = await http.request(method, path)
     assert (got.status_code, got.json()["error"]["code"]) == (status, code)
 
 
 async def test_the_clients_request_id_comes_back_when_it_is_well_formed() -> None:
-    async with stand() as it, httpx.AsyncClient(base_url=it.url) as http:
+    async with stand() as it, it.http() as http:
         good = await http.get("/v1/models", headers={"x-request-id": "my-id.1"})
         bad = await http.get("/v1/models", headers={"x-request-id": "my id"})
     assert good.headers["x-request-id"] == "my-id.1"
@@ -113,7 +112,7 @@ async def test_a_defect_of_ours_shows_nothing_of_the_inside(monkeypatch: pytest.
     def fail(*_: object) -> None:
         raise RuntimeError("secret detail")
 
-    async with stand() as it, httpx.AsyncClient(base_url=it.url) as http:
+    async with stand() as it, it.http() as http:
         monkeypatch.setattr(it.edge.core, "_preparer", fail)
         got = await http.post(URL, json=ask())
     assert (got.status_code, got.json()["error"]["code"]) == (500, "internal_error")
@@ -122,7 +121,7 @@ async def test_a_defect_of_ours_shows_nothing_of_the_inside(monkeypatch: pytest.
 
 
 async def test_too_many_open_requests_are_refused_with_a_time_to_come_back() -> None:
-    async with stand(max_open_requests=1) as it, httpx.AsyncClient(base_url=it.url) as http:
+    async with stand(max_open_requests=1) as it, it.http() as http:
         it.edge.core.num_open = 1
         got = await http.post(URL, json=ask())
         it.edge.core.num_open = 0

@@ -13,7 +13,7 @@ from protos.ossia.v1 import sampling_pb2 as sampling
 from services.errors import ModelNotFound, from_rpc_error
 from services.grpc_channel import open_channel
 from services.vocabulary import load_vocabulary
-from tests.edge.scripted_scheduler import ANSWER, MAX_MODEL_LEN, MODEL, Script, Stand, stand, wait_until
+from tests.edge.scripted_scheduler import ANSWER, MAX_MODEL_LEN, MODEL, PATIENCE_S, Script, Stand, stand, wait_until
 
 HI = pb.Message(role=pb.ROLE_USER, content=[pb.ContentPart(text="Hi <|start|>")])
 
@@ -70,10 +70,10 @@ async def test_a_cancelled_call_cancels_the_request_in_the_cluster() -> None:
     async with dialled(Script(pause_at=3)) as (it, stub):
         call = stub.Chat(pb.ChatRequest(model=MODEL, messages=[HI]))
         reading = asyncio.create_task(_drain(call))
-        await asyncio.wait_for(it.scheduler.has_paused.wait(), 20)
+        await asyncio.wait_for(it.scheduler.has_paused.wait(), PATIENCE_S)
         call.cancel()
         await asyncio.wait((reading,))
-        await asyncio.wait_for(it.scheduler.was_cancelled.wait(), 20)
+        await asyncio.wait_for(it.scheduler.was_cancelled.wait(), PATIENCE_S)
         await wait_until(lambda: it.edge.core.num_open == 0)
 
 
@@ -81,7 +81,7 @@ async def test_a_deadline_ends_a_request_that_hangs() -> None:
     async with dialled(Script(pause_at=0)) as (it, stub):
         events = [event async for event in stub.Chat(pb.ChatRequest(model=MODEL, messages=[HI], timeout_s=0.2))]
         assert events[-1].error.code == sampling.ERROR_CODE_DEADLINE_EXCEEDED
-        await asyncio.wait_for(it.scheduler.was_cancelled.wait(), 20)
+        await asyncio.wait_for(it.scheduler.was_cancelled.wait(), PATIENCE_S)
 
 
 async def test_the_calls_deadline_reaches_the_scheduler() -> None:
