@@ -45,9 +45,11 @@ async def test_a_busy_edge_is_asked_again_after_the_time_it_named() -> None:
 @pytest.mark.parametrize(("text", "num_requests"), [("", 3), (ANSWER, 1)])
 async def test_nothing_is_sent_again_once_an_answer_has_begun(text: str, num_requests: int) -> None:
     lost = sampling.Error(code=sampling.ERROR_CODE_GROUP_LOST, message="gone", retry_after_s=0.01)
-    async with stand(Script(text=text, error=lost)) as it, InferenceClient(it.grpc) as client:
+    async with stand(Script(text=text, error=lost, pause_at=12)) as it, InferenceClient(it.grpc) as client:
         with pytest.raises(GroupLost, match="gone"):
-            await client.ask(MODEL, "Hi")
+            async for event in client.chat(inference.ChatRequest(model=MODEL, messages=[HI])):
+                if not event.HasField("started"):
+                    it.scheduler.script.go.set()  # the error comes after an answer that was read
     assert len(it.scheduler.requests) == num_requests
 
 

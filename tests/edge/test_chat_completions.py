@@ -4,12 +4,12 @@ import asyncio
 import json
 from typing import Any
 
-import httpx
 import openai
 import pytest
 
+from edge import inference
 from protos.ossia.v1 import sampling_pb2 as sampling
-from tests.edge.scripted_scheduler import MAX_MODEL_LEN, MODEL, Script, stand, wait_until
+from tests.edge.scripted_scheduler import MAX_MODEL_LEN, MODEL, PATIENCE_S, Script, stand, wait_until
 
 ASK: Any = [{"role": "user", "content": "Hi"}]
 CALL = "<|channel|>analysis<|message|>Look.<|end|><|start|>assistant to=functions.get<|channel|>commentary json<|message|>" + (
@@ -19,7 +19,7 @@ TOOLS: Any = [{"type": "function", "function": {"name": "get", "parameters": {"t
 
 
 def client(url: str) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S)
 
 
 def ask(**fields: Any) -> dict[str, Any]:
@@ -41,7 +41,7 @@ async def test_a_whole_completion_has_text_reasoning_usage_and_reason() -> None:
 
 async def test_the_synchronous_client_works_too() -> None:
     def create(url: str) -> Any:
-        with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as api:
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=PATIENCE_S) as api:
             return api.chat.completions.create(**ask()).choices[0].message.content
 
     async with stand() as it:
@@ -69,8 +69,8 @@ async def test_usage_comes_last_without_choices_and_only_when_asked_for() -> Non
 
 
 async def test_a_stream_is_events_of_json_and_ends_with_done() -> None:
-    async with stand() as it, httpx.AsyncClient() as http:
-        got = await http.post(f"{it.url}/v1/chat/completions", json=ask(stream=True))
+    async with stand() as it, it.http() as http:
+        got = await http.post("/v1/chat/completions", json=ask(stream=True))
     lines = got.text.split("\n\n")
     assert got.headers["content-type"].startswith("text/event-stream")
     assert lines[-2:] == ["data: [DONE]", ""]
@@ -138,7 +138,8 @@ async def test_logprobs_cover_the_visible_tokens() -> None:
     assert all(len(one.top_logprobs) == 2 and one.logprob == -0.5 for one in logprobs.content)
 
 
-async def test_a_stop_string_cuts_the_text_and_stops_the_cluster() -> None:
+async def test_a_stop_string_cuts_the_text_and_stops_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "SETTLE_S", PATIENCE_S)  # or the scheduler's count may come too late on a busy machine
     async with stand(Script(pause_at=13)) as it, client(it.url) as api:
         got = await api.chat.completions.create(**ask(stop=" there"))
         assert got.choices[0].message.content == "Hello"
@@ -190,8 +191,8 @@ async def test_documented_and_unknown_fields_without_meaning_here_are_accepted()
         "unheard_of": {"x": 1},
     }
     tools = [*TOOLS, {"type": "web_search", "filters": {}}]
-    async with stand() as it, httpx.AsyncClient() as http:
-        got = await http.post(f"{it.url}/v1/chat/completions", json=ask(tools=tools, **extra))
+    async with stand() as it, it.http() as http:
+        got = await http.post("/v1/chat/completions", json=ask(tools=tools, **extra))
     assert got.status_code == 200
     assert it.scheduler.requests[0].sampling.top_k == 5
 
@@ -199,23 +200,23 @@ async def test_documented_and_unknown_fields_without_meaning_here_are_accepted()
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_goes_away_cancels_the_request_in_the_cluster(stream: bool) -> None:
     async with stand(Script(pause_at=8)) as it:
-        async with httpx.AsyncClient() as http:
-            sending = asyncio.create_task(http.post(f"{it.url}/v1/chat/completions", json=ask(stream=stream), timeout=60))
-            await asyncio.wait_for(it.scheduler.has_paused.wait(), 20)
+        async with it.http() as http:
+            sending = asyncio.create_task(http.post("/v1/chat/completions", json=ask(stream=stream)))
+            await asyncio.wait_for(it.scheduler.has_paused.wait(), PATIENCE_S)
             sending.cancel()
             await asyncio.wait((sending,))
-        await asyncio.wait_for(it.scheduler.was_cancelled.wait(), 20)
+        await asyncio.wait_for(it.scheduler.was_cancelled.wait(), PATIENCE_S)
         assert it.scheduler.cancelled == [1]
         await wait_until(lambda: it.edge.core.num_open == 0)
 
 
 async def test_a_stream_that_breaks_says_so_and_ends() -> None:
-    async with stand(Script(pause_at=12)) as it, httpx.AsyncClient() as http:
-        sending = asyncio.create_task(http.post(f"{it.url}/v1/chat/completions", json=ask(stream=True), timeout=60))
-        await asyncio.wait_for(it.scheduler.has_paused.wait(), 20)
+    posted: Any = ("POST", "/v1/chat/completions")
+    async with stand(Script(pause_at=12)) as it, it.http() as http, http.stream(*posted, json=ask(stream=True)) as got:
+        lines = got.aiter_lines()
+        await anext(lines)  # or it would be a refusal and no stream
         it.scheduler.break_streams()
-        got = await sending
-    events = [line.removeprefix("data: ") for line in got.text.split("\n\n") if line]
+        events = [line.removeprefix("data: ") async for line in lines if line]
     assert got.status_code == 200
     assert json.loads(events[-1])["error"]["code"] == "unavailable"
     assert "[DONE]" not in events
@@ -224,8 +225,8 @@ async def test_a_stream_that_breaks_says_so_and_ends() -> None:
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_refusal_of_the_cluster_is_an_http_error_with_retry_after(stream: bool) -> None:
     refusal = sampling.Error(code=sampling.ERROR_CODE_OVERLOADED, message="the queue is full", retry_after_s=2.5)
-    async with stand(Script(text="", error=refusal)) as it, httpx.AsyncClient() as http:
-        got = await http.post(f"{it.url}/v1/chat/completions", json=ask(stream=stream))
+    async with stand(Script(text="", error=refusal)) as it, it.http() as http:
+        got = await http.post("/v1/chat/completions", json=ask(stream=stream))
     assert got.status_code == 429
     assert got.headers["retry-after"] == "3"
     assert got.json()["error"] == {"message": "the queue is full", "type": "rate_limit_error", "param": None, "code": "overloaded"}

@@ -7,10 +7,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
+from edge.access import rate_limit
 from edge.access.caller import Admission, Bucket, Caller, Limits, Standing
 from edge.access.rate_limit import REDIS_RETRY_S, Buckets, LimitMetrics, LocalBuckets, RateLimiter, RedisBuckets, Share
 from services.errors import RateLimited
-from tests.fakes.redis_server import redis_server
+from tests.edge.scripted_scheduler import PATIENCE_S
+from tests.fakes.redis_server import RedisServer, redis_server
 
 OWN = Limits()
 SLOW = Bucket("requests", "minute", 3, 3 / 86_400)  # nothing of note comes back while a test runs
@@ -28,6 +30,16 @@ class Clock:
 def limiter(clock: Clock, shared: Buckets | None = None, **limits: float) -> tuple[RateLimiter, CollectorRegistry]:
     registry = CollectorRegistry()
     return RateLimiter(LimitMetrics(registry), Limits(**limits), shared, clock), registry  # type: ignore[arg-type]  # whole where they must be
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine is no Redis that went away."""
+    monkeypatch.setattr(rate_limit, "REDIS_TIMEOUT_S", PATIENCE_S)
+
+
+def dialled(server: RedisServer) -> Redis:
+    return Redis.from_url(server.url, socket_timeout=PATIENCE_S, socket_connect_timeout=PATIENCE_S)
 
 
 def value(registry: CollectorRegistry, name: str, **labels: str) -> float:
@@ -65,9 +77,9 @@ WALKED = [
 ]
 
 
-async def test_local_and_shared_buckets_are_the_same(tmp_path: Path) -> None:
+async def test_local_and_shared_buckets_are_the_same(tmp_path: Path, patience: None) -> None:
     assert await walk(LocalBuckets(Clock())) == WALKED
-    async with redis_server(tmp_path) as server, Redis.from_url(server.url) as client:
+    async with redis_server(tmp_path) as server, dialled(server) as client:
         assert await walk(RedisBuckets(client, "test")) == WALKED
         assert await client.ttl("test:limit:{acme}:requests:minute") > 0
 
@@ -128,20 +140,20 @@ def test_headers_name_the_bucket_with_the_least_left() -> None:
     }
 
 
-async def test_two_edges_share_limits_and_each_counts_alone_while_redis_is_away(tmp_path: Path) -> None:
-    clock, limits = Clock(), {"requests_per_minute": 4}
+async def test_two_edges_share_limits_and_each_counts_alone_while_redis_is_away(tmp_path: Path, patience: None) -> None:
+    clock, limits = Clock(), {"tokens_per_day": 4}  # Redis goes by its own clock: nothing comes back while the test runs
 
     async def count_taken(edges: list[RateLimiter], tenant: str) -> int:
         taken = 0
         for edge in edges * 6:
             try:
-                await edge.take(tenant, OWN, requests=1)
+                await edge.take(tenant, OWN, tokens=1)
                 taken += 1
             except RateLimited:
                 continue
         return taken
 
-    async with redis_server(tmp_path) as server, Redis.from_url(server.url) as one, Redis.from_url(server.url) as two:
+    async with redis_server(tmp_path) as server, dialled(server) as one, dialled(server) as two:
         made = [limiter(clock, RedisBuckets(client, "test"), **limits) for client in (one, two)]
         edges = [edge for edge, _ in made]
         assert await count_taken(edges, "a") == 4  # over both

@@ -6,16 +6,16 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
 
 from edge.rest.responses import running
+from edge.rest.responses import store as store_module
 from edge.rest.responses.store import MemoryStore, RedisStore
 from protos.ossia.v1 import sampling_pb2 as sampling
 from services.errors import Unavailable
 from services.vocabulary import load_vocabulary
-from tests.edge.scripted_scheduler import MODEL, Script, Stand, stand, wait_until
+from tests.edge.scripted_scheduler import MODEL, PATIENCE_S, Script, Stand, stand, wait_until
 from tests.fakes.redis_server import redis_server
 
 TOOL: Any = {"type": "function", "name": "get", "parameters": {"type": "object"}, "strict": False}
@@ -28,7 +28,8 @@ FINISHED = ("response.completed", "response.incomplete", "response.failed", "res
 
 @asynccontextmanager
 async def dialled(script: Script | None = None, **config: Any) -> AsyncIterator[tuple[Stand, openai.AsyncOpenAI]]:
-    async with stand(script, **config) as it, openai.AsyncOpenAI(base_url=f"{it.url}/v1", api_key="none", max_retries=0) as api:
+    options: Any = {"api_key": "none", "max_retries": 0, "timeout": PATIENCE_S}
+    async with stand(script, **config) as it, openai.AsyncOpenAI(base_url=f"{it.url}/v1", **options) as api:
         yield it, api
 
 
@@ -107,10 +108,13 @@ async def test_a_background_response_is_fetched_followed_and_cancelled() -> None
     async with dialled(Script(pause_at=12)) as (it, api):
         queued = await api.responses.create(model=MODEL, input="Hi", background=True)
         assert queued.status == "queued"
-        await asyncio.wait_for(it.scheduler.has_paused.wait(), 20)
+        await asyncio.wait_for(it.scheduler.has_paused.wait(), PATIENCE_S)
         following = await api.responses.retrieve(queued.id, stream=True, starting_after=0)
         first = await anext(aiter(following))
         assert (first.type, first.sequence_number) == ("response.in_progress", 1)
+        async for event in following:
+            if event.type == "response.output_text.delta":  # until then there is nothing that the cancelled response could hold
+                break
         cancelled = await api.responses.cancel(queued.id)
         assert cancelled.status == "cancelled" and "Hello" in cancelled.output_text
         assert [event.type async for event in following][-1] == "response.cancelled"
@@ -126,10 +130,9 @@ async def test_a_background_stream_outlives_its_reader() -> None:
         created: Any = await anext(aiter(stream))
         await stream.close()
         it.scheduler.script.go.set()
-        for _ in range(400):
-            if (got := await api.responses.retrieve(created.response.id)).status == "completed":
-                break
-            await asyncio.sleep(0.02)
+        async with asyncio.timeout(PATIENCE_S):
+            while (got := await api.responses.retrieve(created.response.id)).status != "completed":  # noqa: ASYNC110 - a response is fetched, it does not tell
+                await asyncio.sleep(0.02)
         assert got.output_text == "Hello there."
 
 
@@ -172,7 +175,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
 
 
 async def test_every_wrong_field_of_a_response_is_named() -> None:
-    async with dialled() as (it, _), httpx.AsyncClient(base_url=it.url) as http:
+    async with dialled() as (it, _), it.http() as http:
         for fields, param, code in REFUSED:
             got = await http.post("/v1/responses", json={"model": MODEL, **fields})
             error = got.json()["error"]
@@ -198,14 +201,16 @@ async def test_the_memory_store_is_bounded_in_number_and_time() -> None:
     assert await store.get("t", "c") is None
 
 
-async def test_edges_share_responses_through_redis_and_their_background(tmp_path: Path) -> None:
+async def test_edges_share_responses_through_redis_and_their_background(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "CANCEL_WAIT_S", PATIENCE_S)
+    monkeypatch.setattr(store_module, "REDIS_TIMEOUT_S", PATIENCE_S)  # a busy machine is no store that went away
     async with redis_server(tmp_path) as server:
         url = server.url
         async with dialled(Script(pause_at=12), redis_url=url) as (it, one), dialled(redis_url=url) as (_, other):
             mine = await other.responses.create(model=MODEL, input="Hi")
             assert (await one.responses.retrieve(mine.id)).output_text == "Hello there."
             queued = await one.responses.create(model=MODEL, input="Hi", background=True)
-            await asyncio.wait_for(it.scheduler.has_paused.wait(), 20)
+            await asyncio.wait_for(it.scheduler.has_paused.wait(), PATIENCE_S)
             assert (await other.responses.cancel(queued.id)).status == "cancelled", "asked of the edge where it does not run"
             await wait_until(lambda: it.edge.core.num_open == 0)
         store = RedisStore(url, 2, 60)

@@ -6,15 +6,16 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from edge.routing import scheduler_stream
 from edge.routing.catalogue import Catalogue
 from edge.routing.scheduler_pool import SchedulerPool
-from edge.routing.scheduler_stream import SchedulerStream
+from edge.routing.scheduler_stream import QUOTE_TIMEOUT_S, SchedulerStream
 from protos.ossia.v1 import sampling_pb2 as sampling
 from protos.ossia.v1 import scheduler_pb2 as scheduler
 from services.discovery import Members, StaticDiscovery
 from services.errors import Unavailable
 from services.vocabulary import load_vocabulary
-from tests.edge.scripted_scheduler import ANSWER, MODEL, Script, ScriptedScheduler, serve_scheduler, wait_until
+from tests.edge.scripted_scheduler import ANSWER, MODEL, PATIENCE_S, Script, ScriptedScheduler, serve_scheduler, wait_until
 
 
 def generate(**fields: int) -> scheduler.GenerateRequest:
@@ -52,7 +53,7 @@ async def test_leaving_early_cancels_once() -> None:
         with stream.open(generate()) as opened:
             await opened.receive()
             opened.cancel()
-        await asyncio.wait_for(scripted.was_cancelled.wait(), 20)
+        await asyncio.wait_for(scripted.was_cancelled.wait(), PATIENCE_S)
         assert (scripted.cancelled, stream.num_open) == ([1], 0)
 
 
@@ -71,22 +72,22 @@ async def test_a_retired_stream_ends_with_its_last_request() -> None:
         running = asyncio.create_task(stream.run())
         await wait_until(lambda: stream.takes_requests)
         reading = asyncio.create_task(read_all(stream, generate()))
-        await asyncio.wait_for(scripted.has_paused.wait(), 20)
+        await asyncio.wait_for(scripted.has_paused.wait(), PATIENCE_S)
         stream.retire()
         assert not stream.takes_requests
         scripted.script.go.set()
         assert await reading == load_vocabulary().encode_harmony(ANSWER)
-        await asyncio.wait_for(running, 20)
+        await asyncio.wait_for(running, PATIENCE_S)
 
 
 async def test_a_broken_stream_ends_every_open_request_at_once_and_comes_back() -> None:
     async with connected(Script(pause_at=0)) as (scripted, stream):
         with stream.open(generate()) as first, stream.open(generate(n=2)) as second:
-            await asyncio.wait_for(scripted.has_paused.wait(), 20)
+            await asyncio.wait_for(scripted.has_paused.wait(), PATIENCE_S)
             scripted.break_streams()
             for opened in (first, second):
                 with pytest.raises(Unavailable, match="lost"):
-                    await asyncio.wait_for(opened.receive(), 20)
+                    await asyncio.wait_for(opened.receive(), PATIENCE_S)
                 assert not opened.is_readable
         await wait_until(lambda: len(scripted.edge_ids) == 2 and stream.takes_requests)
         scripted.script.go.set()
@@ -139,7 +140,8 @@ async def test_the_pool_follows_the_membership() -> None:
             assert stream.num_open == 1  # what is open there goes on
 
 
-async def test_the_pool_takes_the_cheapest_quote_and_falls_back_to_the_least_busy() -> None:
+async def test_the_pool_takes_the_cheapest_quote_and_falls_back_to_the_least_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler_stream, "QUOTE_TIMEOUT_S", PATIENCE_S)  # a quote that is late on a busy machine would not count
     discovery, catalogue = ChangingDiscovery(), Catalogue()
     one, two = ScriptedScheduler(Script(pause_at=0)), ScriptedScheduler(Script(pause_at=0))
     async with serve_scheduler(one) as first, serve_scheduler(two) as second, following(discovery, catalogue) as pool:
@@ -157,17 +159,24 @@ async def test_the_pool_takes_the_cheapest_quote_and_falls_back_to_the_least_bus
     assert asked.num_prompt_tokens == len(generate().prompt_token_ids) and len(asked.block_hashes) == asked.num_prompt_tokens // 16
 
 
-class SlowScheduler(ScriptedScheduler):
+class SilentScheduler(ScriptedScheduler):
     async def Quote(self, request: object, context: object) -> scheduler.QuoteResponse:
         await asyncio.Event().wait()
         raise AssertionError("nothing sets the event")
 
 
-async def test_a_scheduler_that_does_not_quote_in_time_is_not_waited_for() -> None:
-    discovery, catalogue = ChangingDiscovery(), Catalogue()
-    one, two = SlowScheduler(Script()), ScriptedScheduler(Script())
-    async with serve_scheduler(one) as slow, serve_scheduler(two) as quick, following(discovery, catalogue) as pool:
-        discovery.changes.put_nowait({"a": slow.encode(), "b": quick.encode()})
+async def test_a_scheduler_that_does_not_quote_in_time_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    discovery, catalogue, ask = ChangingDiscovery(), Catalogue(), SchedulerStream.quote
+    one, two = SilentScheduler(Script()), ScriptedScheduler(Script())
+    async with serve_scheduler(one) as silent, serve_scheduler(two) as quick, following(discovery, catalogue) as pool:
+
+        async def quote(stream: SchedulerStream, request: scheduler.QuoteRequest) -> scheduler.QuoteResponse | None:
+            """On a busy machine the quick one may be late too, so it has longer."""
+            monkeypatch.setattr(scheduler_stream, "QUOTE_TIMEOUT_S", QUOTE_TIMEOUT_S if stream.address == silent else PATIENCE_S)
+            return await ask(stream, request)
+
+        monkeypatch.setattr(SchedulerStream, "quote", quote)
+        discovery.changes.put_nowait({"a": silent.encode(), "b": quick.encode()})
         await wait_until(lambda: has_two_groups(catalogue))
         assert (await pool.choose(generate())).address == quick
 
@@ -175,7 +184,7 @@ async def test_a_scheduler_that_does_not_quote_in_time_is_not_waited_for() -> No
 async def test_what_a_slow_reader_has_not_taken_is_one_delta_for_each_sequence() -> None:
     async with connected(Script(pause_at=0)) as (scripted, stream):
         with stream.open(generate(n=2)) as opened:
-            await asyncio.wait_for(scripted.has_paused.wait(), 20)
+            await asyncio.wait_for(scripted.has_paused.wait(), PATIENCE_S)
             for token_id in range(1000):
                 for index in range(2):
                     opened.deliver(scheduler.TokenDelta(index=index, token_ids=[token_id], logprobs=[sampling.TokenLogprobs(logprob=-1.0)]))
@@ -187,9 +196,9 @@ async def test_what_a_slow_reader_has_not_taken_is_one_delta_for_each_sequence()
 async def test_an_interrupted_request_tells_its_error_and_takes_nothing_more() -> None:
     async with connected(Script(pause_at=0)) as (scripted, stream):
         with stream.open(generate()) as opened:
-            await asyncio.wait_for(scripted.has_paused.wait(), 20)
+            await asyncio.wait_for(scripted.has_paused.wait(), PATIENCE_S)
             opened.interrupt(Unavailable("late"))
             opened.deliver(scheduler.TokenDelta(token_ids=[1]))
             with pytest.raises(Unavailable, match="late"):
                 await opened.receive()
-        await asyncio.wait_for(scripted.was_cancelled.wait(), 20)
+        await asyncio.wait_for(scripted.was_cancelled.wait(), PATIENCE_S)
