@@ -1,10 +1,12 @@
 """Keys: hashed at rest, compared in constant time, gone when they are revoked; and the command that writes them."""
 
+import contextlib
 import datetime
 import hmac
 import json
-import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,15 @@ from edge.access.caller import ADMIN, INFERENCE, METRICS, Caller
 from edge.access.keys import CHECK_INTERVAL_S, KeyFileError, KeyStore, edit_keys, make_key, read_keys, utc_now
 
 RUN = CliRunner()
+EDIT = """
+import sys
+from pathlib import Path
+from edge.access.keys import edit_keys, make_key
+print("ready", flush=True)
+sys.stdin.read()
+with edit_keys(Path(sys.argv[1])) as keys:
+    keys.append(make_key(sys.argv[2])[1])
+"""
 
 
 class Clock:
@@ -129,12 +140,15 @@ def test_a_broken_file_stops_a_start_and_leaves_a_running_edge_as_it_is(file: Pa
 
 
 def test_edits_at_once_lose_nothing(file: Path) -> None:
-    children = []
-    for number in range(4):
-        if (pid := os.fork()) == 0:
-            with edit_keys(file) as keys:
-                keys.append(make_key(f"tenant-{number}")[1])
-            os._exit(0)
-        children.append(pid)
-    assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 4
+    with contextlib.ExitStack() as stack:
+        command = [sys.executable, "-c", EDIT, str(file)]
+        children = [
+            stack.enter_context(subprocess.Popen([*command, f"tenant-{number}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+            for number in range(4)
+        ]
+        assert [child.stdout.readline() for child in children if child.stdout] == ["ready\n"] * 4
+        for child in children:
+            assert child.stdin
+            child.stdin.close()
+        assert [child.wait() for child in children] == [0] * 4
     assert sorted(key.tenant for key in read_keys(file)) == [f"tenant-{number}" for number in range(4)]
