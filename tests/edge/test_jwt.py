@@ -19,9 +19,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from edge.access import jwt as jwt_module
 from edge.access.caller import ADMIN, INFERENCE
 from edge.access.jwt import MAX_JWKS_BYTES, REFRESH_S, RETRY_S, JwtSettings, JwtVerifier, fetch_jwks
 from services.errors import Unauthenticated, Unavailable
+from tests.edge.scripted_scheduler import PATIENCE_S
 
 RSA_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 EC_KEY = ec.generate_private_key(ec.SECP256R1())
@@ -88,7 +90,7 @@ def sign_by_hand(secret: bytes, **header: str) -> str:
 
 FORGED = {
     "expired": {"exp": time.time() - 120},
-    "not yet": {"nbf": time.time() + 600},
+    "not yet": {"nbf": time.time() + 86_400},  # from when this file was read, which a long run does before its first test
     "no end": {"exp": None},
     "other issuer": {"iss": "https://other.example"},
     "other audience": {"aud": "other"},
@@ -172,10 +174,11 @@ def make_certificate(directory: Path) -> tuple[Path, Path]:
 
 
 async def test_keys_come_over_https_from_a_server_that_is_who_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jwt_module, "FETCH_TIMEOUT_S", PATIENCE_S)
     certificate, key = make_certificate(tmp_path)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, key)
-    body = jwks(one=RSA_KEY)
+    body, served = jwks(one=RSA_KEY), asyncio.Semaphore(0)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         asked = await reader.readuntil(b"\r\n\r\n")
@@ -184,6 +187,9 @@ async def test_keys_come_over_https_from_a_server_that_is_who_it_says(tmp_path: 
         with contextlib.suppress(ConnectionError):
             await writer.drain()
         writer.close()
+        with contextlib.suppress(OSError):  # the client may have gone in the middle
+            await writer.wait_closed()
+        served.release()
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context) as server:
         url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -193,3 +199,5 @@ async def test_keys_come_over_https_from_a_server_that_is_who_it_says(tmp_path: 
         assert await fetch_jwks(f"{url}/keys") == body
         with pytest.raises(ValueError, match="more than"):
             await fetch_jwks(f"{url}/large")
+        for _ in range(2):
+            await asyncio.wait_for(served.acquire(), PATIENCE_S)  # or a connection would be left open
