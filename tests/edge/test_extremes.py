@@ -5,11 +5,13 @@ import json
 from pathlib import Path
 
 import httpx
+import pytest
 
 from services.vocabulary import load_vocabulary
 from tests.edge.scripted_scheduler import MODEL, Script, ScriptedScheduler, serve_scheduler
 from tests.edge.test_edge_process import announced, started
 
+LIMIT_S = 600.0  # the work of minutes on a slow machine
 ROUNDS, LONG_TOKENS = (64, 64), 128_000  # so many of each at once; the first round is what memory is held against
 COUNT = " ".join(map(str, range(200)))
 SHORT = {"model": MODEL, "messages": [{"role": "user", "content": "x" * 43}], "stream": True}
@@ -28,6 +30,7 @@ async def read_answer(http: httpx.AsyncClient, body: bytes) -> str:
     return "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
 
 
+@pytest.mark.timeout(LIMIT_S)
 async def test_64_short_and_64_long_users_at_once_keep_memory_flat_and_order() -> None:
     text = "the quick brown fox jumps over a lazy dog " * (LONG_TOKENS // 9)
     long = json.dumps({**SHORT, "messages": [{"role": "user", "content": text}]}).encode()
@@ -36,7 +39,7 @@ async def test_64_short_and_64_long_users_at_once_keep_memory_flat_and_order() -
         said = await announced(process)
         assert process.stderr is not None
         logging = asyncio.create_task(process.stderr.read())  # or it would stop at a full pipe
-        async with httpx.AsyncClient(base_url=f"http://{said['rest']}", timeout=110, limits=httpx.Limits(max_connections=200)) as http:
+        async with httpx.AsyncClient(base_url=f"http://{said['rest']}", timeout=LIMIT_S, limits=httpx.Limits(max_connections=200)) as http:
             while (await http.get("/readyz")).status_code != 200:  # noqa: ASYNC110 - a probe is asked, it does not tell
                 await asyncio.sleep(0.02)
             sizes = []

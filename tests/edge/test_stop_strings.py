@@ -1,6 +1,6 @@
 """Stop strings cut the text where they begin, in whatever pieces it comes."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.conversation.stop_strings import StopStrings
@@ -15,6 +15,7 @@ def cut(pieces: list[str], stops: list[str]) -> tuple[str, str]:
 
 
 @given(st.lists(WORDS, max_size=5), st.lists(st.text(alphabet="abc", min_size=1, max_size=4), max_size=3))
+@settings(deadline=None)
 def test_the_text_ends_where_the_first_stop_string_begins(pieces: list[str], stops: list[str]) -> None:
     text = "".join(pieces)
     begins = [at for stop in stops if (at := text.find(stop)) >= 0]
