@@ -18,9 +18,10 @@ import pytest
 from cli import checkpoint
 from cli.certificates import write_certificates
 from tests.deploy.chart import CHART, Manifest, Values, of_kind, pod_specs, render
-from tests.fakes.etcd_server import free_port
+from tests.fakes.free_port import free_port
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 240.0
+END_TIMEOUT_S = 120.0
 PODS = {
     "etcd": "StatefulSet/demo-ossia-etcd",
     "scheduler": "Deployment/demo-ossia-scheduler",
@@ -62,7 +63,7 @@ class Machine:
         settings = {one["name"]: one["value"] for one in container["env"] if "value" in one}
         settings.pop("OSSIA_EDGE_REDIS_URL", None)  # one edge limits by itself
         moved = {name: self.move(process, value) for name, value in settings.items()}
-        return {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", **moved}
+        return {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", **moved}
 
     @contextmanager
     def running(self, process: str, container: Manifest) -> Iterator[None]:
@@ -79,7 +80,7 @@ class Machine:
             assert child.poll() is None, log.read_text()
         finally:
             child.terminate()
-            child.wait(30)
+            child.wait(END_TIMEOUT_S)
 
     def wait_for(self, process: str, path: str, child: "subprocess.Popen[bytes]") -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -90,7 +91,7 @@ class Machine:
     def probe(self, process: str, path: str) -> int:
         """The status that it is answered with; 0 where nobody listens."""
         try:
-            with OPENER.open(f"http://127.0.0.1:{self.ports[process]}{path}", timeout=5) as response:
+            with OPENER.open(f"http://127.0.0.1:{self.ports[process]}{path}", timeout=START_TIMEOUT_S) as response:
                 return int(response.status)
         except urllib.error.HTTPError as error:
             return error.code
@@ -115,7 +116,6 @@ def make_key(file: Path) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize(("values", "refusal"), [({}, ""), (GUARDED, "refusal: ok\n")], ids=["default", "mutual TLS and keys"])
 def test_the_chart_makes_a_cluster_that_passes_its_own_test(machine: Machine, values: Values, refusal: str) -> None:
     manifests = render(values)

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import yaml
 
 from tests.deploy.chart import EXAMPLES, Manifest, Values, example, render
@@ -33,7 +32,6 @@ def write(folder: Path, name: str, manifests: list[Manifest]) -> None:
     (folder / f"{name}.yaml").write_text(yaml.safe_dump_all(manifests))
 
 
-@pytest.mark.timeout(180)
 def test_checkov_fails_nothing_but_what_is_made_wrong(tmp_path: Path) -> None:
     """Over the default and the examples; one pod more, whose root is writable, shows that it judges."""
     assert len(SKIPPED) <= 3
@@ -45,7 +43,6 @@ def test_checkov_fails_nothing_but_what_is_made_wrong(tmp_path: Path) -> None:
     assert check(tmp_path, *SKIPPED) == {"CKV_K8S_22": 1}
 
 
-@pytest.mark.timeout(180)
 def test_checkov_fails_nothing_at_all_with_pinned_images(tmp_path: Path) -> None:
     bundled = {"bundled": {"image": PINNED}}
     write(tmp_path, "pinned", render({"image": {"control": PINNED, "worker": PINNED}, "etcd": bundled, "redis": bundled}))

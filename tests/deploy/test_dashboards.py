@@ -74,7 +74,7 @@ def test_every_alert_links_to_a_part_of_the_guide_that_is_there() -> None:
 def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
     binary = shutil.which("promtool")
     assert binary, "these tests need promtool: install Debian's prometheus so that it is on the PATH"
-    return subprocess.run([binary, *arguments], cwd=RULES.parent, capture_output=True, text=True, timeout=100)
+    return subprocess.run([binary, *arguments], cwd=RULES.parent, capture_output=True, text=True, timeout=300)
 
 
 def test_rules_are_well_formed() -> None:

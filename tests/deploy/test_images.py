@@ -24,6 +24,7 @@ from tests.deploy.chart import CHART, pod_specs, render
 DOCKER = ROOT / "deploy/docker"
 IMAGES = ("control", "worker")
 MAX_CONTROL_MIB = 160
+TIMEOUT_S = 120.0
 PACKAGES = ("protos", "services", "edge", "scheduler", "worker", "cli")
 
 
@@ -112,7 +113,6 @@ def installed(environment: Path) -> list[Distribution]:
     return list(distributions(path=[str(next(environment.glob("lib/python*/site-packages")))]))
 
 
-@pytest.mark.timeout(300)
 def test_the_control_image_installs_exactly_its_list(control: Path) -> None:
     found = {normal(one.name): one.version for one in installed(control)}
     assert found == {**{normal(name): version for name, version in requirements("deploy/docker/control.txt").items()}, "ossia": "0.1.0"}
@@ -136,15 +136,14 @@ def process(control: Path, *arguments: str, **settings: str) -> Iterator[dict[st
             yield json.loads(running.stdout.readline())
         finally:
             running.terminate()
-            assert running.wait(30) == 0
+            assert running.wait(TIMEOUT_S) == 0
 
 
 def get(url: str) -> tuple[int, str]:
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=10) as response:
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=TIMEOUT_S) as response:
         return response.status, response.read().decode()
 
 
-@pytest.mark.timeout(120)
 def test_edge_and_scheduler_serve_from_the_control_image(control: Path) -> None:
     listen = "127.0.0.1:0"
     with process(control, "scheduler", OSSIA_SCHEDULER_LISTEN=listen, OSSIA_SCHEDULER_METRICS_LISTEN=listen) as scheduler:
@@ -156,7 +155,6 @@ def test_edge_and_scheduler_serve_from_the_control_image(control: Path) -> None:
             assert "ossia_edge_open_requests 0.0" in get(f"http://{edge['metrics']}/metrics")[1]
 
 
-@pytest.mark.timeout(120)
 def test_the_downloads_of_the_chart_run_from_the_control_image(control: Path) -> None:
     ended = subprocess.run([control / "bin/ossia", "weights", "--help"], check=True, capture_output=True, text=True)
     assert "fetch" in ended.stdout
