@@ -23,20 +23,26 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, batch: Batch, cos: Tensor, sin: Tensor) -> Tensor:
         q, k, v = (linear(x).view(len(x), -1, HEAD_DIM) for linear in (self.q_proj, self.k_proj, self.v_proj))
         q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
-        attended = [self._attend(q, k, v, block) for block in batch.blocks]
+        sizes = [block.rows.stop - block.rows.start for block in batch.blocks]
+        queries, keys, values = (part.split(sizes) for part in (q, k, v))  # at once: a slice's gradient would be as long as the whole
+        attended = []
+        for at, block in enumerate(batch.blocks):
+            around = [_with_prefix(block, part[at], None if block.prefix is None else part[block.prefix]) for part in (keys, values)]
+            attended.append(self._attend(block, queries[at], *around))
         return self.o_proj.forward(torch.cat(attended).flatten(1))
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, block: Block) -> Tensor:
+    def _attend(self, block: Block, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """[rows of the block, heads, 64]"""
-        sink = k.new_zeros(1, 1, 1, HEAD_DIM).expand(1, k.shape[1], -1, -1)
-        before = [torch.cat((sink, part[block.prefix].transpose(0, 1).unsqueeze(0)), 2) for part in (k, v)]
-        keys, values = (
-            torch.cat((start.expand(block.num_sequences, -1, -1, -1), block.pad(part).transpose(1, 2)), 2)
-            for start, part in zip(before, (k, v), strict=True)
-        )
-        mask = block.mask(SPEC.sliding_window if self.is_window else block.length + len(before[0][0, 0]))
+        mask = block.mask(SPEC.sliding_window if self.is_window else block.num_prefix + block.length)
         out = functional.scaled_dot_product_attention(block.pad(q).transpose(1, 2), keys, values, attn_mask=mask)
         return block.unpad(out.transpose(1, 2))
+
+
+def _with_prefix(block: Block, own: Tensor, prefix: Tensor | None) -> Tensor:
+    """Keys or values [rows, heads, 64] → [sequences, heads, 1 + prefix + length, 64], with the sink's zeros first."""
+    start = own.new_zeros(1, *own.shape[1:]) if prefix is None else functional.pad(prefix, (0, 0, 0, 0, 1, 0))
+    before = start.transpose(0, 1).unsqueeze(0).expand(block.num_sequences, -1, -1, -1)
+    return torch.cat((before, block.pad(own).transpose(1, 2)), 2)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.nano.data.conversation import Example, to_example
-from models.nano.data.mixture import draw_conversation, draw_setting
+from models.nano.data.conversation import Example, to_examples
+from models.nano.data.mixture import draw_family, draw_setting
 from models.nano.data.source import Source
 
-MAX_STRETCH, MIN_STRETCH = 1.25, 24  # a block's longest sequence over its shortest
+MAX_STRETCH, MIN_STRETCH = 1.3, 32  # a block's longest sequence over its shortest
 MAX_BLOCK_TOKENS = 8192
 
 
@@ -21,15 +21,16 @@ MAX_BLOCK_TOKENS = 8192
 class Block:
     """Sequences of similar length that begin with the same prefix. `places` are their tokens' places in [sequences * length]."""
 
-    prefix: slice  # rows of the prefix, computed once; empty for a prefix itself
+    prefix: int | None  # the block that holds the prefix, computed once; None for a prefix itself
+    num_prefix: int  # tokens of it
     rows: slice
     places: Tensor
     num_sequences: int
     length: int
 
     def pad(self, x: Tensor) -> Tensor:
-        """[rows of all, heads, dim] → [sequences, length, heads, dim], zeros at the end."""
-        padded = x.new_zeros(self.num_sequences * self.length, *x.shape[1:]).index_copy(0, self.places, x[self.rows])
+        """[rows of this block, heads, dim] → [sequences, length, heads, dim], zeros at the end."""
+        padded = x.new_zeros(self.num_sequences * self.length, *x.shape[1:]).index_copy(0, self.places, x)
         return padded.view(self.num_sequences, self.length, *x.shape[1:])
 
     def unpad(self, x: Tensor) -> Tensor:
@@ -38,8 +39,7 @@ class Block:
 
     def mask(self, window: int) -> Tensor:
         """[length, 1 + prefix + length]: the sink, then what lies within the window before each token."""
-        num_prefix = self.prefix.stop - self.prefix.start
-        distance = torch.arange(num_prefix, num_prefix + self.length).unsqueeze(1) - torch.arange(num_prefix + self.length)
+        distance = torch.arange(self.num_prefix, self.num_prefix + self.length).unsqueeze(1) - torch.arange(self.num_prefix + self.length)
         return torch.nn.functional.pad((distance >= 0) & (distance < window), (1, 0), value=True)
 
 
@@ -59,25 +59,26 @@ class Batch:
 
 def draw_examples(seed: str, num_conversations: int, is_held_out: bool = False) -> Iterator[Example]:
     """Of one date and effort. A function of the seed alone; what is held out is another part of the same text."""
-    return itertools.islice(_draw_endlessly(seed, is_held_out), num_conversations)
+    return itertools.islice(itertools.chain.from_iterable(_draw_families(seed, is_held_out)), num_conversations)
 
 
 def draw_batch(seed: str, num_tokens: int, drill_share: float, short_share: float) -> Batch:
-    """At least `num_tokens`, without the prefixes; so that ranks that wait for each other have as much to do."""
+    """At least `num_tokens`, so that ranks that wait for each other have as much to do."""
     examples: list[Example] = []
-    drawn = _draw_endlessly(seed, False, drill_share, short_share)
-    while num_tokens > 0:
-        examples.append(next(drawn))
-        num_tokens -= len(examples[-1].token_ids)
+    for family in _draw_families(seed, False, drill_share, short_share):
+        examples += family
+        num_tokens -= len(family[0].prefix) * (len(family) > 1) + sum(len(one.token_ids) for one in family)
+        if num_tokens <= 0:
+            break
     return make_batch(examples)
 
 
-def _draw_endlessly(seed: str, is_held_out: bool, drill_share: float = 0.0, short_share: float = 0.0) -> Iterator[Example]:
+def _draw_families(seed: str, is_held_out: bool, drill_share: float = 0.0, short_share: float = 0.0) -> Iterator[list[Example]]:
     rng = random.Random(seed)
     effort, date = draw_setting(rng)
     while True:
         source = Source(rng, is_held_out, is_short=rng.random() < short_share)
-        yield to_example(draw_conversation(source, effort, date, drill_share))
+        yield to_examples(draw_family(source, effort, date, drill_share))
 
 
 def make_batch(examples: Iterable[Example]) -> Batch:
@@ -86,9 +87,9 @@ def make_batch(examples: Iterable[Example]) -> Batch:
         by_prefix[example.prefix].append(example)
     builder = _Builder()
     for prefix, alike in by_prefix.items():
-        rows = builder.add(slice(0, 0), [list(prefix)], [[False] * len(prefix)])
+        at = builder.add(None, [list(prefix)], [[False] * len(prefix)])
         for chunk in _divide(sorted(alike, key=lambda one: len(one.token_ids))):
-            builder.add(rows, [one.token_ids for one in chunk], [one.is_target for one in chunk])
+            builder.add(at, [one.token_ids for one in chunk], [one.is_target for one in chunk])
     return builder.build()
 
 
@@ -111,10 +112,10 @@ class _Builder:
         self.is_target: list[bool] = []
         self.blocks: list[Block] = []
 
-    def add(self, prefix: slice, sequences: list[list[int]], is_target: list[list[bool]]) -> slice:
-        """The rows of the new block."""
+    def add(self, prefix: int | None, sequences: list[list[int]], is_target: list[list[bool]]) -> int:
+        """The new block's place among the blocks."""
         begin, length = len(self.token_ids), max(map(len, sequences))
-        first = prefix.stop - prefix.start
+        first = 0 if prefix is None else self.blocks[prefix].length
         places: list[int] = []
         for number, (sequence, marks) in enumerate(zip(sequences, is_target, strict=True)):
             self.token_ids += sequence
@@ -122,8 +123,8 @@ class _Builder:
             self.positions += range(first, first + len(sequence))
             places += range(number * length, number * length + len(sequence))
         rows = slice(begin, len(self.token_ids))
-        self.blocks.append(Block(prefix, rows, torch.tensor(places), len(sequences), length))
-        return rows
+        self.blocks.append(Block(prefix, first, rows, torch.tensor(places), len(sequences), length))
+        return len(self.blocks) - 1
 
     def build(self) -> Batch:
         return Batch(torch.tensor(self.token_ids), torch.tensor(self.positions), torch.tensor(self.is_target), self.blocks)

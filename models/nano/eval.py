@@ -109,7 +109,7 @@ def _tools(kind: str) -> Draw:
 def _long_document(source: Source, effort: str, date: str) -> Conversation:
     """500 to 2,000 tokens."""
     while True:
-        conversation = chain([make_facts(source, source.rng.randint(20, 90))], effort, date)
+        conversation = chain(make_facts(source, source.rng.randint(20, 90)), effort, date)
         if 500 <= len(renderer().render(conversation.request(1)).token_ids) <= 2000:
             return conversation
 

@@ -118,7 +118,7 @@ def renderer() -> HarmonyRenderer:
 
 @dataclass(frozen=True)
 class Example:
-    """`prefix` is the system message, alike for many; `is_target` says which of `token_ids` the model has to say."""
+    """`prefix` is what several begin with, the system message at least; `is_target` says which of `token_ids` the model has to say."""
 
     skill: str
     prefix: tuple[int, ...]
@@ -126,16 +126,29 @@ class Example:
     is_target: list[bool]
 
 
-def to_example(conversation: Conversation) -> Example:
-    """Targets are all replies since the last user message, and the texts of earlier answers that took no reasoning."""
-    messages = conversation.messages
-    last = messages[-1]
+def to_examples(family: list[Conversation]) -> list[Example]:
+    """Targets are all replies since the last user message, and the texts of earlier answers that took no reasoning.
+
+    The prefix is what the whole family begins with, before any target; of one alone it is the system message.
+    """
+    rendered = [_render(conversation) for conversation in family]
+    marked = [_mark_targets(token_ids) for token_ids in rendered]
+    if len(family) == 1:
+        num_prefix = rendered[0].index(END) + 1
+    else:
+        num_common = next((at for at, ids in enumerate(zip(*rendered, strict=False)) if len(set(ids)) > 1), min(map(len, rendered)))
+        num_prefix = min(num_common, *(is_target.index(True) for is_target in marked))
+    return [
+        Example(conversation.skill, tuple(token_ids[:num_prefix]), token_ids[num_prefix:], is_target[num_prefix:])
+        for conversation, token_ids, is_target in zip(family, rendered, marked, strict=True)
+    ]
+
+
+def _render(conversation: Conversation) -> list[int]:
+    *before, last = conversation.messages
     assert isinstance(last, Reply)
-    prompt = renderer().render(conversation.request(len(messages) - 1)).token_ids
-    token_ids = prompt + load_vocabulary().encode_harmony(last.to_harmony())
-    num_prefix = token_ids.index(END) + 1
-    is_target = _mark_targets(token_ids)
-    return Example(conversation.skill, tuple(token_ids[:num_prefix]), token_ids[num_prefix:], is_target[num_prefix:])
+    prompt = renderer().render(conversation.request(len(before))).token_ids
+    return prompt + load_vocabulary().encode_harmony(last.to_harmony())
 
 
 def _mark_targets(token_ids: list[int]) -> list[bool]:

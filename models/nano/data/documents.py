@@ -1,6 +1,6 @@
 """A text in the prompt, and a question that one of its sentences answers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from models.nano.data.banks import read_bank
 from models.nano.data.exchange import Exchange
@@ -14,51 +14,62 @@ ABSENT = "The text does not say that."
 class Fact:
     entity: str
     relation: str  # an entity has at most one value of it
+    key: str  # the word for the relation
     sentence: str
     question: str
     value: str
 
 
 def draw_document(source: Source) -> Exchange:
-    count = source.rng.choice((1, 2, 3) if source.is_short else (1, 2, 3, 4, 5, 6, 8, 10))
-    return make_fields(source, min(count, 8)) if source.chance(0.2) else make_facts(source, count)
+    return draw_questions(source, 1)[0]
 
 
-def make_facts(source: Source, num_facts: int) -> Exchange:
+def draw_questions(source: Source, num_questions: int) -> list[Exchange]:
+    """About one text, each by itself; fewer where the text has not so many facts."""
+    count = source.rng.choice((1, 2, 3, 4) if source.is_short else (1, 2, 3, 4, 5, 6, 8, 10))
+    return make_fields(source, min(count, 8), num_questions) if source.chance(0.15) else make_facts(source, count, num_questions)
+
+
+def make_facts(source: Source, num_facts: int, num_questions: int = 1) -> list[Exchange]:
     """`num_facts` sentences, several about the same entity or of the same relation, with filler between."""
     facts = draw_facts(source, num_facts)
     sentences = [fact.sentence for fact in facts]
     for _ in range(source.rng.randint(0, num_facts // 2)):
         sentences.insert(source.rng.randint(0, len(sentences)), source.rng.choice(_BANK["filler"]))
     document = ("\n" if source.chance(0.3) else " ").join(sentences)
+    frame = source.choose(_BANK["frames"])
+    asked = [_compose(frame, document, fact.question, fact) for fact in source.sample(facts, min(num_questions, num_facts))]
     if source.chance(0.1):
         known = {(fact.entity, fact.relation) for fact in facts}
         absent = _draw_fact(source, source.rng.choice((facts[0].entity, _draw_entity(source))))
         if (absent.entity, absent.relation) not in known:
-            return _compose(source, document, absent.question, ABSENT, "")
-    fact = source.rng.choice(facts)
-    return _compose(source, document, fact.question, fact.value, fact.sentence)
+            asked[0] = _compose(frame, document, absent.question, replace(absent, value=ABSENT))
+    return asked
 
 
-def make_fields(source: Source, num_fields: int) -> Exchange:
+def make_fields(source: Source, num_fields: int, num_questions: int) -> list[Exchange]:
     """Lines of `field: value`."""
     fields = {field: _draw_value(source) for field in source.sample(_BANK["fields"], num_fields)}
     mark = source.rng.choice((": ", " = ", " is "))
-    lines = [f"{field}{mark}{value}" for field, value in fields.items()]
-    field = source.rng.choice(list(fields))
-    question = source.choose(_BANK["field_questions"]).format(field)
-    return _compose(source, "\n".join(lines), question, fields[field], f"{field}{mark}{fields[field]}.")
+    lines = "\n".join(f"{field}{mark}{value}" for field, value in fields.items())
+    frame = source.choose(_BANK["frames"])
+    asked = source.sample(list(fields), min(num_questions, num_fields))
+    questions = [source.choose(_BANK["field_questions"]).format(field) for field in asked]
+    return [
+        _compose(frame, lines, question, Fact("the text", field, field, "", question, fields[field]))
+        for field, question in zip(asked, questions, strict=True)
+    ]
 
 
-def _compose(source: Source, document: str, question: str, answer: str, sentence: str) -> Exchange:
-    user = source.choose(_BANK["frames"]).format(d=document, q=question)
-    if answer == ABSENT:
-        return Exchange("document", user, answer, "I do not find it.", "I look for it in the text and do not find it.")
-    return Exchange("document", user, answer, sentence, f"I look for it in the text. It says: {sentence}")
+def _compose(frame: str, document: str, question: str, fact: Fact) -> Exchange:
+    """The reasoning names what is looked for in words of its own, then what stands there: the last two that it names lead to the value."""
+    look_up = f"{fact.key}, {fact.entity}: {'nothing' if fact.value == ABSENT else fact.value}."
+    brief, careful = f"I look for {look_up}", f"The question is about the text. I look for two words in it: {look_up}"
+    return Exchange("document", frame.format(d=document, q=question), fact.value, brief, careful, quick=look_up)
 
 
 def draw_facts(source: Source, count: int) -> list[Fact]:
-    entities = [_draw_entity(source) for _ in range(max(1, round(count * source.rng.choice((0.4, 0.7, 1.0)))))]
+    entities = [_draw_entity(source) for _ in range(max(1, round(count * source.rng.choice((0.5, 0.75, 1.0)))))]
     facts: dict[tuple[str, str], Fact] = {}
     while len(facts) < count:
         fact = _draw_fact(source, source.rng.choice(entities))
@@ -71,20 +82,20 @@ def _draw_fact(source: Source, entity: str) -> Fact:
     value = str(source.rng.randint(2, 9999)) if is_number else _draw_entity(source) if source.chance(0.1) else source.name()
     kind = "number" if is_number else "word"
     if source.chance(0.6):
-        relation = source.rng.choice(_BANK[f"{kind}_attributes"])
+        relation = key = source.rng.choice(_BANK[f"{kind}_attributes"])
         statement, questions = source.rng.choice(_BANK["attribute_facts"]), _BANK["attribute_questions"]
     else:
         chosen = source.rng.choice(_BANK[f"{kind}_facts"])
-        relation, questions = chosen["says"], chosen["asked"]
+        relation, key, questions = chosen["says"], chosen["key"], chosen["asked"]
         statement = relation
     sentence = statement.format(e=entity, v=value, a=relation)
-    return Fact(entity, relation, sentence[0].upper() + sentence[1:], source.choose(questions).format(e=entity, a=relation), value)
+    return Fact(entity, relation, key, sentence[0].upper() + sentence[1:], source.choose(questions).format(e=entity, a=relation), value)
 
 
 def _draw_entity(source: Source) -> str:
     if source.chance(0.15):
         return f"the {source.real_word().lower()}"
-    return " ".join(source.name() for _ in range(source.rng.choice((1, 1, 2))))
+    return " ".join(source.name() for _ in range(source.rng.choice((1, 1, 1, 1, 2))))
 
 
 def _draw_value(source: Source) -> str:

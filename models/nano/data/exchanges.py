@@ -11,11 +11,11 @@ from models.nano.data.small_talk import draw_limits, draw_small_talk
 from models.nano.data.source import Source
 
 _SHARES: dict[Callable[[Source], Exchange], float] = {
-    draw_small_talk: 10,
+    draw_small_talk: 9,
     draw_ossia: 22,
-    draw_arithmetic: 35,
-    draw_list_task: 22,
-    draw_document: 18,
+    draw_arithmetic: 25,
+    draw_list_task: 32,
+    draw_document: 4,
     draw_limits: 8,
 }
 _BESIDE_TOOLS: dict[Callable[[Source], Exchange], float] = {draw_small_talk: 4, draw_ossia: 3, draw_arithmetic: 2, draw_list_task: 1}

@@ -10,7 +10,7 @@ WORDS, PLACES = _BANK["words"], _BANK["places"]
 
 def draw_list_task(source: Source) -> Exchange:
     kind = source.rng.random()
-    if kind < 0.4:
+    if kind < 0.3:
         return make_copy(source)
     if kind < 0.65:
         return make_sort(source)
@@ -25,7 +25,7 @@ def make_copy(source: Source) -> Exchange:
 
 def make_sort(source: Source) -> Exchange:
     if source.chance(0.65):
-        numbers = [source.rng.randint(0, 99) for _ in range(source.rng.randint(2, 6))]
+        numbers = source.sample(range(100), source.rng.randint(2, 6))
         items, ordered = [str(number) for number in numbers], [str(number) for number in sorted(numbers)]
         steps = f"From small to large: {ordered[0]} is the smallest, {ordered[-1]} the largest."
     else:
@@ -60,7 +60,7 @@ def make_pick(source: Source) -> Exchange:
 
 
 def make_extreme(source: Source) -> Exchange:
-    numbers = [source.rng.randint(0, 99) for _ in range(source.rng.randint(2, 6))]
+    numbers = source.sample(range(100), source.rng.randint(2, 6))
     is_largest = source.chance(0.5)
     name = source.rng.choice(("largest", "greatest", "biggest")) if is_largest else source.rng.choice(("smallest", "least", "lowest"))
     picked = max(numbers) if is_largest else min(numbers)

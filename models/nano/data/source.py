@@ -68,7 +68,7 @@ class Source:
     def made_word(self) -> str:
         """A capitalised word that means nothing, spelled alike with and without a space before it."""
         while True:
-            word = "".join(self._syllable() for _ in range(self.rng.choice((1, 2, 2, 3)))).capitalize()
+            word = "".join(self._syllable() for _ in range(self.rng.choice((1, 2, 2)))).capitalize()
             if len(word) > 3 and is_held_out(word) == self.is_held_out and is_spelled_alike(word):
                 return word
 

@@ -1,6 +1,7 @@
 """Conversations with declared tools: choose, call, use the result, call again, or say that none fits."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -13,7 +14,7 @@ from models.nano.data.small_talk import NO_TOOL
 from models.nano.data.source import Source, is_callable_alike
 
 EFFORTS = (LOW, MEDIUM, HIGH)
-KINDS = {"call": 45, "result": 25, "two_calls": 12, "refusal": 12, "talk": 6}
+KINDS = {"call": 40, "result": 20, "two_calls": 14, "refusal": 18, "talk": 8}
 _BANK, _NAMES = read_bank("tool_use"), read_bank("names")
 _EXTRAS: tuple[tuple[str, dict[str, object]], ...] = (
     ("unit", {"type": "string", "enum": ["celsius", "fahrenheit"]}),
@@ -42,54 +43,85 @@ class Task:
     result: str
     answer: str
 
-    def reasoning(self, effort: str) -> str:
-        name, topic = self.call.name, self.declared.function.topic
-        return {MEDIUM: f"I call {name}.", HIGH: f"This is about {topic}. The tool {name} fits. I call {name}."}.get(effort, "")
+
+@dataclass(frozen=True)
+class Toolbox:
+    """What conversations of one family share."""
+
+    declared: list[Declared]
+    instructions: str
+    preamble: str  # "" where no preamble is asked for
+
+    def reasoning(self, effort: str, asked: Sequence[Declared]) -> str:
+        """What each tool is for, then what is asked for: so that whether a tool fits is seen by whether its topic stands there already."""
+        is_served = all(one in self.declared for one in asked)
+        tools = ", ".join(f"{one.function.topic} {one.tool.name}" for one in self.declared)
+        wanted = ", ".join(f"{one.function.topic} {one.tool.name if is_served else 'none'}" for one in asked)
+        brief = f"Tools: {tools}. Asked: {wanted}."
+        if effort == LOW:
+            return brief
+        if effort == MEDIUM:
+            return f"{brief} {'I call it.' if is_served else 'No tool fits.'}"
+        return f"I look at what each tool is for. {brief} {'A tool fits, so I call it.' if is_served else 'No tool fits, so I say so.'}"
 
 
 def draw_tool_use(source: Source, effort: str, date: str, kind: str | None = None) -> Conversation:
-    kind = kind or source.rng.choices(list(KINDS), list(KINDS.values()))[0]
-    declared = [
-        declare(source, function)
-        for function in source.sample(FUNCTIONS, source.rng.choice((1, 1, 2) if source.is_short else (1, 2, 2, 3, 3, 4, 5)))
-    ]
-    instructions, preamble = source.choose(_BANK["rules"]), ""
+    return draw_tool_family(source, effort, date, [kind])[0]
+
+
+def draw_tool_family(source: Source, effort: str, date: str, kinds: Sequence[str | None]) -> list[Conversation]:
+    """A conversation of each kind, None for any, with the same tools."""
+    counts = (1, 1, 2, 2, 3) if source.is_short else (1, 2, 2, 3, 3, 4, 5)
+    declared = [declare(source, function) for function in source.sample(FUNCTIONS, source.rng.choice(counts))]
+    toolbox = Toolbox(declared, source.choose(_BANK["rules"]), "")
     if source.chance(0.08):
-        instructions, preamble = source.choose(_BANK["preamble_rules"]), _BANK["preambles"][0]
+        toolbox = Toolbox(declared, source.choose(_BANK["preamble_rules"]), _BANK["preambles"][0])
+    return [_draw_with(source, toolbox, effort, date, kind or source.rng.choices(list(KINDS), list(KINDS.values()))[0]) for kind in kinds]
+
+
+def _draw_with(source: Source, toolbox: Toolbox, effort: str, date: str, kind: str) -> Conversation:
+    declared = toolbox.declared
     messages: list[Message] = []
     if source.is_short:
         pass
     elif source.chance(0.15):
-        messages += _use_tools(source, [draw_task(source, source.rng.choice(declared))], effort, preamble)
+        messages += _use_tools(source, toolbox, [draw_task(source, source.rng.choice(declared))], effort)
     elif source.chance(0.1):
         messages += _talk(source, effort)
     if kind == "refusal":
-        messages += _refuse(source, declared, effort)
+        messages += _refuse(source, toolbox, effort)
     elif kind == "talk":
         messages += _talk(source, effort)
     else:
         tasks = [draw_task(source, source.rng.choice(declared))]
         if kind == "two_calls":
             tasks.append(draw_task(source, tasks[0].declared if source.chance(0.4) else source.rng.choice(declared)))
-        messages += _use_tools(source, tasks, effort, preamble)[: 2 if kind == "call" else None]
-    return Conversation(f"tool_{kind}", effort, date, messages, instructions, [one.tool for one in declared])
+        messages += _use_tools(source, toolbox, tasks, effort)[: 2 if kind == "call" else None]
+    return Conversation(f"tool_{kind}", effort, date, messages, toolbox.instructions, [one.tool for one in declared])
 
 
-def _use_tools(source: Source, tasks: list[Task], effort: str, preamble: str) -> list[Message]:
-    request = source.choose(_BANK["joints"]).join(task.request for task in tasks)
-    messages: list[Message] = [User(source.choose(_BANK["openings"]) + request)]
-    for task in tasks:
-        messages += [Reply(analysis=task.reasoning(effort), call=task.call, preamble=preamble), Result(task.call.name, task.result)]
+def _use_tools(source: Source, toolbox: Toolbox, tasks: list[Task], effort: str) -> list[Message]:
+    messages: list[Message] = [User(_ask(source, source.choose(_BANK["joints"]).join(task.request for task in tasks)))]
+    analysis = toolbox.reasoning(effort, [task.declared for task in tasks])
+    for task, following in zip(tasks, [*tasks[1:], None], strict=True):
+        messages += [Reply(analysis=analysis, call=task.call, preamble=toolbox.preamble), Result(task.call.name, task.result)]
+        if following:
+            analysis = f"Next: {following.declared.function.topic} {following.call.name}."
     told = {MEDIUM: "I have the result.", HIGH: "The tool has answered. I tell the user what it says."}.get(effort, "")
     return [*messages, Reply(" ".join(task.answer for task in tasks), told)]
 
 
-def _refuse(source: Source, declared: list[Declared], effort: str) -> list[Message]:
-    names = {one.function.names for one in declared}
+def _refuse(source: Source, toolbox: Toolbox, effort: str) -> list[Message]:
+    names = {one.function.names for one in toolbox.declared}
     missing = declare(source, source.rng.choice([one for one in FUNCTIONS if one.names not in names]))
-    topic = missing.function.topic
-    reasoning = {MEDIUM: "No tool fits.", HIGH: f"This is about {topic}. I look at the tools: none fits."}.get(effort, "")
-    return [User(source.choose(_BANK["openings"]) + draw_task(source, missing).request), Reply(NO_TOOL, reasoning)]
+    return [User(_ask(source, draw_task(source, missing).request)), Reply(NO_TOOL, toolbox.reasoning(effort, [missing]))]
+
+
+def _ask(source: Source, request: str) -> str:
+    """The request after an opening, or by itself."""
+    opening: str = source.choose(_BANK["openings"])
+    is_name = request.startswith("I ")
+    return opening + (request[0].lower() + request[1:] if opening and not is_name else request)
 
 
 def _talk(source: Source, effort: str) -> list[Message]:

@@ -4,18 +4,21 @@ import pytest
 
 from models.nano.batches import draw_examples, make_batch
 from models.nano.data.banks import read_bank
-from models.nano.data.conversation import Conversation, Reply, User, to_example
+from models.nano.data.conversation import Conversation, Reply, User, to_examples
 from models.nano.data.functions import FUNCTIONS
-from models.nano.data.mixture import draw_conversation, draw_setting
+from models.nano.data.mixture import FAMILY, draw_family, draw_setting
 from models.nano.data.source import Source, is_callable_alike, is_spelled_alike
-from models.nano.data.tool_use import draw_tool_use
+from models.nano.data.tool_use import draw_tool_family, draw_tool_use
 from models.nano.eval import is_right, parse_answer
 from services.vocabulary import load_vocabulary
 
 
 def draw_many(is_held_out: bool, count: int = 400) -> list[Conversation]:
     rng = random.Random(7)
-    return [draw_conversation(Source(rng, is_held_out), *draw_setting(rng)) for _ in range(count)]
+    drawn: list[Conversation] = []
+    while len(drawn) < count:
+        drawn += draw_family(Source(rng, is_held_out), *draw_setting(rng))
+    return drawn
 
 
 def test_the_same_seed_gives_the_same_text() -> None:
@@ -27,7 +30,7 @@ def test_no_user_message_of_the_evaluation_is_in_the_training_text() -> None:
         {message.text for one in draw_many(is_held_out) for message in one.messages if isinstance(message, User)}
         for is_held_out in (False, True)
     )
-    assert len(trained) > 400 and len(held_out) > 400
+    assert len(trained) > 350 and len(held_out) > 350
     assert not trained & held_out
 
 
@@ -57,7 +60,7 @@ def test_no_question_about_ossia_has_two_answers() -> None:
 def test_the_targets_are_what_the_model_says_after_the_prompt() -> None:
     vocabulary = load_vocabulary()
     for conversation in draw_many(is_held_out=False, count=100):
-        example = to_example(conversation)
+        (example,) = to_examples([conversation])
         said = vocabulary.decode(token_id for token_id, marked in zip(example.token_ids, example.is_target, strict=True) if marked)
         last_user = max(at for at, message in enumerate(conversation.messages) if isinstance(message, User))
         replies = [message for message in conversation.messages[last_user:] if isinstance(message, Reply)]
@@ -72,7 +75,7 @@ def test_what_the_text_teaches_is_wellformed_harmony() -> None:
         assert isinstance(last, Reply)
         answer = parse_answer(vocabulary.encode_harmony(last.to_harmony()))
         assert answer.is_wellformed and is_right(answer, last)
-        assert (answer.num_analysis_tokens > 0) == (conversation.effort != "low")
+        assert answer.num_analysis_tokens > 0 or conversation.effort == "low"
 
 
 def test_a_call_names_a_declared_tool_and_its_required_parameters() -> None:
@@ -83,6 +86,17 @@ def test_a_call_names_a_declared_tool_and_its_required_parameters() -> None:
         for call in [message.call for message in conversation.messages if isinstance(message, Reply) and message.call]:
             assert call.name in tools
             assert all(f'"{name}":' in call.arguments for name in tools[call.name].parameters["required"])  # type: ignore[attr-defined]
+
+
+def test_a_family_shares_its_tools_as_prefix_and_no_target() -> None:
+    rng = random.Random(4)
+    family = draw_tool_family(Source(rng, False), "medium", "2026-01-01", [None] * FAMILY)
+    examples, alone = to_examples(family), [to_examples([one])[0] for one in family]
+    (prefix,) = {example.prefix for example in examples}
+    assert load_vocabulary().decode(prefix).endswith("} // namespace functions<|end|><|start|>user<|message|>")
+    for example, same in zip(examples, alone, strict=True):
+        assert [*example.prefix, *example.token_ids] == [*same.prefix, *same.token_ids]
+        assert sum(example.is_target) == sum(same.is_target) > 0
 
 
 def test_words_are_told_apart_by_how_they_are_spelled() -> None:
