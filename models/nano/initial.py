@@ -12,10 +12,13 @@ from torch import Tensor
 from models.nano.attention import Attention
 from models.nano.spec import HEAD_DIM, SPEC
 
-NEAR_GAIN, MATCH_GAIN, CONTEXT_GAIN, COPY_GAIN, SEARCH_GAIN = 4.5, 3.0, 1.5, 3.0, 0.25
+NEAR_GAIN, MATCH_GAIN, CONTEXT_GAIN, COPY_GAIN, SEARCH_GAIN = 4.5, 3.0, 1.5, 4.0, 0.25
+BAG_GAIN, BAG_CENTER, BAG_WRITE, ALIKE_GAIN, SELF_GAIN = 2.8, 4, 0.5, 5.0, 2.8
 SEARCHING = {1: (2, 3), 2: (0, 1), 3: (0, 1, 2, 3)}  # heads by layer that copy from wherever they learn to look
+ALIKE = {1: (2,), 3: (0, 1)}  # those of them that begin with looking for places with similar words before them
 _SLOW = torch.cat((torch.arange(12, HEAD_DIM // 2), torch.arange(12 + HEAD_DIM // 2, HEAD_DIM)))  # pairs that hardly turn
 _FAST = torch.arange(8)  # pairs whose angle tells neighbours apart
+_MIDDLE = torch.arange(2, 8)  # pairs whose angles, together, tell the last ten tokens from those before
 
 
 @torch.no_grad()
@@ -25,7 +28,7 @@ def begin_with_copying(layers: Sequence[Attention], frequencies: Tensor) -> None
     Of one orthonormal basis, A and B are what is copied; C and D take in the A of the token before and of the one before that. Searching
     heads copy too, and look everywhere at first, so that looking at the right place pays at once.
     """
-    basis_a, basis_b, basis_c, basis_d = torch.linalg.qr(torch.randn(SPEC.hidden_size, SPEC.hidden_size))[0].split(HEAD_DIM)
+    basis_a, basis_b, basis_c, basis_d, basis_e = torch.linalg.qr(torch.randn(SPEC.hidden_size, SPEC.hidden_size))[0].split(HEAD_DIM)
     first, second = layers[:2]
     for head, (steps_back, written) in enumerate(((1, basis_c), (2, basis_d))):
         rows = rows_of(head)
@@ -37,6 +40,7 @@ def begin_with_copying(layers: Sequence[Attention], frequencies: Tensor) -> None
         first.k_proj.bias[rows][_FAST + HEAD_DIM // 2] = NEAR_GAIN * turn.sin()
         first.v_proj.weight[rows] = basis_a
         first.o_proj.weight[:, rows] = 0.25 * written.T
+    _gather_before(first, basis_a, basis_e, frequencies)
     for head, copied in enumerate((basis_a, basis_b)):
         rows = rows_of(head)
         queries, keys = torch.zeros(2, HEAD_DIM, SPEC.hidden_size)
@@ -52,6 +56,30 @@ def begin_with_copying(layers: Sequence[Attention], frequencies: Tensor) -> None
             layers[layer].k_proj.weight[rows] *= 0.3
             layers[layer].v_proj.weight[rows] = copied
             layers[layer].o_proj.weight[:, rows] = SEARCH_GAIN * copied.T
+            if head in ALIKE.get(layer, ()):
+                _look_for_alike(layers[layer], rows, basis_e)
+
+
+def _gather_before(layer: Attention, taken: Tensor, written: Tensor, frequencies: Tensor) -> None:
+    """Head 2 takes the mean of about the last eight tokens."""
+    rows = rows_of(2)
+    turn = BAG_CENTER * frequencies[_MIDDLE]
+    layer.q_proj.weight[rows] *= 0.1
+    layer.k_proj.weight[rows] *= 0.1
+    layer.q_proj.bias[rows][_MIDDLE] = BAG_GAIN
+    layer.k_proj.bias[rows][_MIDDLE] = BAG_GAIN * turn.cos()
+    layer.k_proj.bias[rows][_MIDDLE + HEAD_DIM // 2] = BAG_GAIN * turn.sin()
+    layer.v_proj.weight[rows] = taken
+    layer.o_proj.weight[:, rows] = BAG_WRITE * written.T
+
+
+def _look_for_alike(layer: Attention, rows: slice, gathered: Tensor) -> None:
+    """Where the words before were those that stand before the current token; and not here, where they always are."""
+    queries, keys = torch.zeros(2, HEAD_DIM, SPEC.hidden_size)
+    queries[_SLOW], keys[_SLOW] = ALIKE_GAIN * gathered[: len(_SLOW)], ALIKE_GAIN * gathered[: len(_SLOW)]
+    layer.q_proj.weight[rows], layer.k_proj.weight[rows] = queries, keys
+    layer.q_proj.bias[rows][_MIDDLE] = SELF_GAIN
+    layer.k_proj.bias[rows][_MIDDLE] = -SELF_GAIN
 
 
 def rows_of(head: int) -> slice:

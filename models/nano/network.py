@@ -1,7 +1,7 @@
 """gpt-oss's equations for training: whole batches, gradients, MXFP4 in the loop. The served model is `worker/models/gpt_oss.py`.
 
-The network computes with weights as they will be shipped: experts rounded to MXFP4, everything else to bfloat16. The trainer keeps them
-in float32 and passes the gradient straight through. Parameters carry their published names. Sinks stay 0.
+The network computes, in float32, with weights as they will be shipped: experts rounded to MXFP4, everything else to bfloat16. The trainer
+keeps them unrounded and passes the gradient straight through. Parameters carry their published names. Sinks stay 0.
 """
 
 import math
@@ -14,6 +14,7 @@ from models.nano.attention import Attention
 from models.nano.batches import Batch
 from models.nano.experts import MLP
 from models.nano.initial import begin_with_copying
+from models.nano.ordered_rows import mark_order
 from models.nano.spec import HEAD_DIM, ROW_SCALE, SPEC
 from models.nano.spelled_rows import spelled_rows
 from worker.kernels.mxfp4 import BLOCK
@@ -60,11 +61,11 @@ class Network(nn.Module):
         super().__init__()
         torch.manual_seed(seed)
         self.row_ids = torch.tensor(row_ids)
-        self.generated = spelled_rows(range(SPEC.vocab_size), SPEC.hidden_size, seed, ROW_SCALE)
+        self.generated = spelled_rows(range(SPEC.vocab_size), SPEC.hidden_size, seed, ROW_SCALE).float()
         self.row_of = torch.full((SPEC.vocab_size,), -1)
         self.row_of[self.row_ids] = torch.arange(len(row_ids))
         self.other_ids = (self.row_of < 0).nonzero().squeeze(1)
-        self.rows = nn.Parameter(self.generated[self.row_ids].float())
+        self.rows = nn.Parameter(mark_order(self.generated[self.row_ids], row_ids, seed, ROW_SCALE))
         layers = [Layer(is_window=index % 2 == 0) for index in range(SPEC.num_hidden_layers)]
         self.layers = nn.ModuleList(layers)
         self.norm = RMSNorm(SPEC.hidden_size, initial=3.0)
@@ -80,14 +81,14 @@ class Network(nn.Module):
         begin_with_copying([layer.self_attn for layer in layers], self.frequencies)
 
     def masters(self) -> dict[str, Tensor]:
-        """The weights as they are now, in float32."""
-        return {name: parameter.detach().float() for name, parameter in self.named_parameters()}
+        """A copy of the weights as they are now."""
+        return {name: parameter.detach().clone() for name, parameter in self.named_parameters()}
 
     @torch.no_grad()
     def ship(self, masters: dict[str, Tensor]) -> None:
-        """Takes over the masters, rounded as in a checkpoint. Kept in bfloat16 from here on."""
+        """Takes over the masters, rounded as in a checkpoint."""
         for name, parameter in self.named_parameters():
-            parameter.data = (round_mxfp4(masters[name]) if name.endswith("_proj") else masters[name]).to(torch.bfloat16)
+            parameter.data.copy_(round_mxfp4(masters[name]) if name.endswith("_proj") else masters[name].bfloat16())
 
     def embed(self, token_ids: Tensor) -> Tensor:
         places = self.row_of[token_ids]
@@ -106,7 +107,7 @@ class Network(nn.Module):
         return self.norm.forward(x), torch.stack(unevenness).mean()
 
     def table(self) -> Tensor:
-        """[vocabulary, hidden] bfloat16: every id's row, as it will be shipped."""
+        """[vocabulary, hidden]: every id's row, as it will be shipped."""
         table = self.generated.clone()
         table[self.row_ids] = self.rows.detach()
         return table

@@ -27,9 +27,9 @@ class Muon:
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """[..., rows, columns] → about U V^T of its singular value decomposition, by five Newton-Schulz steps in bfloat16."""
+    """[..., rows, columns] → about U V^T of its singular value decomposition, by five Newton-Schulz steps."""
     a, b, c = _NEWTON_SCHULZ
-    x = matrix.bfloat16()
+    x = matrix
     is_tall = x.shape[-2] > x.shape[-1]
     x = x.mT if is_tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -37,4 +37,4 @@ def orthogonalize(matrix: Tensor) -> Tensor:
         squared = x @ x.mT
         x = a * x + (b * squared + c * squared @ squared) @ x
     orthogonal: Tensor = x.mT if is_tall else x
-    return orthogonal.float()
+    return orthogonal

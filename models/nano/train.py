@@ -28,8 +28,8 @@ from models.nano.optimizer import Muon
 ROW_SAMPLE, ROW_MIN_COUNT = 10_000, 8  # an id gets a row of its own if it comes up in so many of so many conversations
 WARMUP_STEPS, DECAY_SHARE = 40, 0.7
 COPYING_RATE, MATRIX_RATE, ROW_RATE, REST_RATE = 0.005, 0.010, 0.002, 0.001  # copying: attention of the first two layers
-DRILL_STEPS, LEAST_DRILLS = 150, 0.15
-SHORT_STEPS, LEAST_SHORT = 800, 0.2
+DRILL_STEPS, LEAST_DRILLS = 120, 0.1
+SHORT_STEPS, LEAST_SHORT = 500, 0.2
 UNEVENNESS_WEIGHT = 0.01
 CHECKPOINT_EVERY, EVALUATE_EVERY, LOG_EVERY = 100, 200, 10
 END_TIMEOUT_S = 60
@@ -173,6 +173,7 @@ def owner_of(name: str, num_ranks: int) -> int:
 
 def run_rank(rank: int, config: TrainConfig) -> None:
     torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
     rendezvous = config.folder.absolute() / "rendezvous"
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=config.ranks)
     Trainer(config, rank).train()
