@@ -193,6 +193,7 @@ def test_followers_go_with_their_sequences() -> None:
     sequence = a_sequence(1, SINGLE)
     masks_of(masks, sequence)
     assert len(masks._followers) == 1
+    masks._pool.shutdown()  # its thread lets go of the sequence a moment after the mask is there
     del sequence
     assert not masks._followers
 
