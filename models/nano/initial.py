@@ -25,22 +25,15 @@ _MIDDLE = torch.arange(2, 8)  # pairs whose angles, together, tell the last ten 
 def begin_with_copying(layers: Sequence[Attention], frequencies: Tensor) -> None:
     """Layer 0 looks one and two tokens back; layer 1 compares that with the current token and the one before it, and copies.
 
-    Of one orthonormal basis, A and B are what is copied; C and D take in the A of the token before and of the one before that. Searching
-    heads copy too, and look everywhere at first, so that looking at the right place pays at once.
+    Of one orthonormal basis, A and B are what is copied; C and D take in the A of the token before and of the one before that, E the mean
+    of about the last eight. Searching heads copy too, and look everywhere at first, so that looking at the right place pays at once; some
+    begin with places where E is alike, as a fact and the question for it are.
     """
     basis_a, basis_b, basis_c, basis_d, basis_e = torch.linalg.qr(torch.randn(SPEC.hidden_size, SPEC.hidden_size))[0].split(HEAD_DIM)
     first, second = layers[:2]
-    for head, (steps_back, written) in enumerate(((1, basis_c), (2, basis_d))):
-        rows = rows_of(head)
-        turn = steps_back * frequencies[_FAST]
-        first.q_proj.weight[rows] *= 0.1
-        first.k_proj.weight[rows] *= 0.1
-        first.q_proj.bias[rows][_FAST] = NEAR_GAIN
-        first.k_proj.bias[rows][_FAST] = NEAR_GAIN * turn.cos()
-        first.k_proj.bias[rows][_FAST + HEAD_DIM // 2] = NEAR_GAIN * turn.sin()
-        first.v_proj.weight[rows] = basis_a
-        first.o_proj.weight[:, rows] = 0.25 * written.T
-    _gather_before(first, basis_a, basis_e, frequencies)
+    _look_back(first, 0, basis_a, 0.25 * basis_c, _FAST, NEAR_GAIN, frequencies[_FAST])
+    _look_back(first, 1, basis_a, 0.25 * basis_d, _FAST, NEAR_GAIN, 2 * frequencies[_FAST])
+    _look_back(first, 2, basis_a, BAG_WRITE * basis_e, _MIDDLE, BAG_GAIN, BAG_CENTER * frequencies[_MIDDLE])
     for head, copied in enumerate((basis_a, basis_b)):
         rows = rows_of(head)
         queries, keys = torch.zeros(2, HEAD_DIM, SPEC.hidden_size)
@@ -60,21 +53,20 @@ def begin_with_copying(layers: Sequence[Attention], frequencies: Tensor) -> None
                 _look_for_alike(layers[layer], rows, basis_e)
 
 
-def _gather_before(layer: Attention, taken: Tensor, written: Tensor, frequencies: Tensor) -> None:
-    """Head 2 takes the mean of about the last eight tokens."""
-    rows = rows_of(2)
-    turn = BAG_CENTER * frequencies[_MIDDLE]
+def _look_back(layer: Attention, head: int, taken: Tensor, written: Tensor, pairs: Tensor, gain: float, turn: Tensor) -> None:
+    """Always as far back as the pairs of the rotation turn by `turn`: to one token, or, where they are slow, to several around it."""
+    rows = rows_of(head)
     layer.q_proj.weight[rows] *= 0.1
     layer.k_proj.weight[rows] *= 0.1
-    layer.q_proj.bias[rows][_MIDDLE] = BAG_GAIN
-    layer.k_proj.bias[rows][_MIDDLE] = BAG_GAIN * turn.cos()
-    layer.k_proj.bias[rows][_MIDDLE + HEAD_DIM // 2] = BAG_GAIN * turn.sin()
+    layer.q_proj.bias[rows][pairs] = gain
+    layer.k_proj.bias[rows][pairs] = gain * turn.cos()
+    layer.k_proj.bias[rows][pairs + HEAD_DIM // 2] = gain * turn.sin()
     layer.v_proj.weight[rows] = taken
-    layer.o_proj.weight[:, rows] = BAG_WRITE * written.T
+    layer.o_proj.weight[:, rows] = written.T
 
 
 def _look_for_alike(layer: Attention, rows: slice, gathered: Tensor) -> None:
-    """Where the words before were those that stand before the current token; and not here, where they always are."""
+    """Where the words before are those that stand before the current token; and not here, where they always are."""
     queries, keys = torch.zeros(2, HEAD_DIM, SPEC.hidden_size)
     queries[_SLOW], keys[_SLOW] = ALIKE_GAIN * gathered[: len(_SLOW)], ALIKE_GAIN * gathered[: len(_SLOW)]
     layer.q_proj.weight[rows], layer.k_proj.weight[rows] = queries, keys

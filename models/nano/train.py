@@ -28,8 +28,8 @@ from models.nano.optimizer import Muon
 ROW_SAMPLE, ROW_MIN_COUNT = 10_000, 8  # an id gets a row of its own if it comes up in so many of so many conversations
 WARMUP_STEPS, DECAY_SHARE = 40, 0.7
 COPYING_RATE, MATRIX_RATE, ROW_RATE, REST_RATE = 0.005, 0.010, 0.002, 0.001  # copying: attention of the first two layers
-DRILL_STEPS, LEAST_DRILLS = 120, 0.1
-SHORT_STEPS, LEAST_SHORT = 500, 0.2
+DRILLS_UNTIL, LEAST_DRILLS = 0.06, 0.1  # of all steps, and what is left of them later
+SHORT_UNTIL, LEAST_SHORT = 0.28, 0.2
 UNEVENNESS_WEIGHT = 0.01
 CHECKPOINT_EVERY, EVALUATE_EVERY, LOG_EVERY = 100, 200, 10
 END_TIMEOUT_S = 60
@@ -118,11 +118,15 @@ class Trainer:
 
     def _drill_share(self) -> float:
         """All at first, then less and less."""
-        return min(1.0, max(LEAST_DRILLS, 1 - (self.step - DRILL_STEPS) / DRILL_STEPS))
+        return max(LEAST_DRILLS, self._left_after(DRILLS_UNTIL))
 
     def _short_share(self) -> float:
         """All at first, where every token of a short conversation teaches more."""
-        return min(1.0, max(LEAST_SHORT, 1 - (self.step - SHORT_STEPS) / SHORT_STEPS))
+        return max(LEAST_SHORT, self._left_after(SHORT_UNTIL))
+
+    def _left_after(self, share: float) -> float:
+        """1 in this share of all steps, and less in a line to nothing in as many again."""
+        return min(1.0, 2 - self.step / (share * self.config.steps))
 
     def _rate(self) -> float:
         """Share of the full rate: up within the first steps, level, then down in a line to nothing."""
