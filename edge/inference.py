@@ -83,7 +83,7 @@ class InferenceCore:
                     while not turn.is_finished:
                         received = await deltas.receive()
                         outcome.observe(self._clock())
-                        events = turn.apply_all(received)
+                        events.extend(turn.apply(received))
                         if events and not (turn.is_finished and not deltas.is_readable):  # the last ones go out with the end
                             yield events
                             events = []
@@ -91,7 +91,7 @@ class InferenceCore:
                 except OssiaError as error:
                     outcome.end(row(error).code)
                     span.set_status(Status(StatusCode.ERROR, row(error).code))
-                    yield [inference.ChatEvent(error=to_proto(error))]
+                    yield [*events, inference.ChatEvent(error=to_proto(error))]  # what came together with the error was said too
                     return
                 outcome.end("completed")
                 yield [*events, turn.complete(outcome.first_s or 0.0, self._clock() - arrived)]
@@ -115,7 +115,8 @@ class InferenceCore:
         try:
             async with asyncio.timeout(SETTLE_S):
                 while deltas.is_readable:
-                    turn.apply_all(await deltas.receive())
+                    for _ in turn.apply(await deltas.receive()):
+                        pass  # said after the end
         except (TimeoutError, OssiaError) as error:
             log.warning("usage_not_settled", reason=str(error))
 

@@ -3,7 +3,7 @@
 A turn ends when every choice has: with its sequence, or earlier with a stop string. `completed` is then the turn's last event.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from edge.conversation.choice import Choice, ChoiceOptions
@@ -56,20 +56,20 @@ class Turn:
     def count_tokens(self, channel: ParsedChannel) -> int:
         return sum(choice.parser.num_tokens[channel] for choice in self._choices)
 
-    def apply_all(self, deltas: Iterable[scheduler.TokenDelta]) -> list[inference.ChatEvent]:
-        return [event for delta in deltas for event in self.apply(delta)]
+    def apply(self, deltas: Iterable[scheduler.TokenDelta]) -> Iterator[inference.ChatEvent]:
+        """The events of these deltas. Raises the OssiaError that ended a sequence, after what was said before; the turn is then over."""
+        for delta in deltas:
+            yield from self._apply(delta)
 
-    def apply(self, delta: scheduler.TokenDelta) -> list[inference.ChatEvent]:
-        """The events of one delta. Raises the OssiaError that ended its sequence; the turn is then over."""
+    def _apply(self, delta: scheduler.TokenDelta) -> Iterator[inference.ChatEvent]:
         if delta.index >= len(self._choices):
             raise Internal(f"the scheduler sent sequence {delta.index} of a request for {len(self._choices)}")
         choice = self._choices[delta.index]
-        events = choice.feed(delta.token_ids, delta.logprobs)
+        yield from choice.feed(delta.token_ids, delta.logprobs)
         if delta.HasField("finished"):
             self._settle(delta.finished, choice)
             stop_token_id = delta.finished.stop_token_id if delta.finished.HasField("stop_token_id") else None
-            events += choice.finish(delta.finished.reason, stop_token_id)
-        return events
+            yield from choice.finish(delta.finished.reason, stop_token_id)
 
     def complete(self, ttft_s: float, total_s: float) -> inference.ChatEvent:
         """The last event. Times are seconds since the request's arrival."""
