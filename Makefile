@@ -61,7 +61,7 @@ protos: $(VENV)/check.stamp
 bench: $(VENV)/check.stamp
 	$(BIN)/python -m benchmarks.$(NAME) $(ARGS)
 
-# An hour and a half on two cores; goes on where it was stopped.
+# Hours on two cores (the card says how many); goes on where it was stopped.
 nano: $(VENV)/serve.stamp
 	$(BIN)/python -m models.nano.train --folder build/nano $(ARGS)
 	$(BIN)/python -m models.nano.export build/nano/state.0.pt models/nano/ossia-nano.safetensors
