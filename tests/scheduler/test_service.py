@@ -176,8 +176,11 @@ async def test_a_bad_request_is_refused_by_name(one: Stand, fields: dict[str, ob
 
 async def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:
     async with scripted_worker(step_ms=200, max_num_seqs=1) as worker, stand(worker, max_queued_tokens=30) as full:
-        open_requests = [asyncio.create_task(full.generate()) for _ in range(2)]
-        await until(lambda: full.fleet.groups["g"].batcher.num_running == full.fleet.groups["g"].batcher.num_waiting == 1)
+        batcher = full.fleet.groups["g"].batcher
+        open_requests = [asyncio.create_task(full.generate())]
+        await until(lambda: batcher.num_running == 1)  # it counts as queued before it runs, and two would be too many
+        open_requests.append(asyncio.create_task(full.generate()))
+        await until(lambda: batcher.num_waiting == 1)
         refusal = await full.refusal()
         assert isinstance(refusal, Overloaded) and refusal.retry_after_s and refusal.retry_after_s > 0
         assert [token_ids(await one) for one in open_requests] == [REPLY_IDS] * 2
