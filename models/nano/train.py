@@ -125,8 +125,8 @@ class Trainer:
         return max(LEAST_SHORT, self._left_after(SHORT_UNTIL))
 
     def _left_after(self, share: float) -> float:
-        """1 in this share of all steps, and less in a line to nothing in as many again."""
-        return min(1.0, 2 - self.step / (share * self.config.steps))
+        """1 in this share of all steps, and less in a line to nothing in as many again; nothing after another course."""
+        return 0.0 if self.config.initial else min(1.0, 2 - self.step / (share * self.config.steps))
 
     def _rate(self) -> float:
         """Share of the full rate: up within the first steps, level, then down in a line to nothing."""
@@ -193,7 +193,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=20)
     parser.add_argument("--folder", type=Path, default=Path("build/nano"))
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--initial", type=Path, help="a checkpoint to begin with, its step count aside")
+    parser.add_argument("--initial", type=Path, help="a checkpoint of an earlier course, whose weights are the beginning")
     config = TrainConfig(**vars(parser.parse_args()))
     config.folder.mkdir(parents=True, exist_ok=True)
     (config.folder / "rendezvous").unlink(missing_ok=True)

@@ -19,6 +19,12 @@ class Fact:
     question: str
     value: str
 
+    def place(self) -> str:
+        """What is looked for, then the words that stand there, from the entity on."""
+        if self.value == ABSENT:
+            return f"{self.key}, {self.entity}: nothing."
+        return f"{self.key}, {self.sentence[self.sentence.index(self.entity[1:]) - 1 :]}"
+
 
 def draw_document(source: Source) -> Exchange:
     return draw_questions(source, 1)[0]
@@ -38,12 +44,13 @@ def make_facts(source: Source, num_facts: int, num_questions: int = 1) -> list[E
         sentences.insert(source.rng.randint(0, len(sentences)), source.rng.choice(_BANK["filler"]))
     document = ("\n" if source.chance(0.3) else " ").join(sentences)
     frame = source.choose(_BANK["frames"])
-    asked = [_compose(frame, document, fact.question, fact) for fact in source.sample(facts, min(num_questions, num_facts))]
+    asked = [_compose(frame, document, fact.question, fact.place(), fact.value) for fact in source.sample(facts, min(num_questions, num_facts))]
     if source.chance(0.1):
         known = {(fact.entity, fact.relation) for fact in facts}
         absent = _draw_fact(source, source.rng.choice((facts[0].entity, _draw_entity(source))))
         if (absent.entity, absent.relation) not in known:
-            asked[0] = _compose(frame, document, absent.question, replace(absent, value=ABSENT))
+            absent = replace(absent, value=ABSENT)
+            asked[0] = _compose(frame, document, absent.question, absent.place(), ABSENT)
     return asked
 
 
@@ -51,30 +58,32 @@ def make_fields(source: Source, num_fields: int, num_questions: int) -> list[Exc
     """Lines of `field: value`."""
     fields = {field: _draw_value(source) for field in source.sample(_BANK["fields"], num_fields)}
     mark = source.rng.choice((": ", " = ", " is "))
-    lines = "\n".join(f"{field}{mark}{value}" for field, value in fields.items())
+    lines = {field: f"{field}{mark}{value}" for field, value in fields.items()}
+    document = "\n".join(lines.values())
     frame = source.choose(_BANK["frames"])
     asked = source.sample(list(fields), min(num_questions, num_fields))
     questions = [source.choose(_BANK["field_questions"]).format(field) for field in asked]
     return [
-        _compose(frame, lines, question, Fact("the text", field, field, "", question, fields[field]))
-        for field, question in zip(asked, questions, strict=True)
+        _compose(frame, document, question, f"{lines[field]}.", fields[field]) for field, question in zip(asked, questions, strict=True)
     ]
 
 
-def _compose(frame: str, document: str, question: str, fact: Fact) -> Exchange:
-    """The reasoning names what is looked for in words of its own, then what stands there: the last two that it names lead to the value."""
-    look_up = f"{fact.key}, {fact.entity}: {'nothing' if fact.value == ABSENT else fact.value}."
-    brief, careful = f"I look for {look_up}", f"The question is about the text. I look for two words in it: {look_up}"
-    return Exchange("document", frame.format(d=document, q=question), fact.value, brief, careful, quick=look_up)
+def _compose(frame: str, document: str, question: str, place: str, value: str) -> Exchange:
+    """The reasoning finds the place and says its words again, so that each next word stands beside the last, up to the value."""
+    brief, careful = f"I look for {place}", f"The question is about the text. I look there for {place}"
+    return Exchange("document", frame.format(d=document, q=question), value, brief, careful, quick=place)
 
 
 def draw_facts(source: Source, count: int) -> list[Fact]:
+    """One or two of each entity."""
     entities = [_draw_entity(source) for _ in range(max(1, round(count * source.rng.choice((0.5, 0.75, 1.0)))))]
     facts: dict[tuple[str, str], Fact] = {}
     while len(facts) < count:
-        fact = _draw_fact(source, source.rng.choice(entities))
+        fact = _draw_fact(source, entities[len(facts) % len(entities)])
         facts.setdefault((fact.entity, fact.relation), fact)
-    return list(facts.values())
+    shuffled = list(facts.values())
+    source.rng.shuffle(shuffled)
+    return shuffled
 
 
 def _draw_fact(source: Source, entity: str) -> Fact:

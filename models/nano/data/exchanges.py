@@ -11,12 +11,12 @@ from models.nano.data.small_talk import draw_limits, draw_small_talk
 from models.nano.data.source import Source
 
 _SHARES: dict[Callable[[Source], Exchange], float] = {
-    draw_small_talk: 9,
-    draw_ossia: 22,
-    draw_arithmetic: 25,
-    draw_list_task: 32,
-    draw_document: 4,
-    draw_limits: 8,
+    draw_small_talk: 7,
+    draw_ossia: 15,
+    draw_arithmetic: 36,
+    draw_list_task: 38,
+    draw_document: 2,
+    draw_limits: 5,
 }
 _BESIDE_TOOLS: dict[Callable[[Source], Exchange], float] = {draw_small_talk: 4, draw_ossia: 3, draw_arithmetic: 2, draw_list_task: 1}
 

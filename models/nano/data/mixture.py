@@ -14,9 +14,9 @@ from models.nano.data.small_talk import draw_recall
 from models.nano.data.source import Source
 from models.nano.data.tool_use import draw_tool_family
 
-LONG_SHARE, LONG_QUESTIONS = 0.008, 10  # documents of up to 2,000 tokens
+LONG_SHARE, LONG_QUESTIONS = 0.007, 16  # documents of up to 2,000 tokens
 FAMILY = 4  # conversations that share their tools or their text
-_SHARES = {"tools": 16, "documents": 16, "json": 8, "instructed": 8, "recall": 2, "chain": 50}
+_SHARES = {"tools": 11, "documents": 10, "json": 6, "instructed": 6, "recall": 2, "chain": 65}
 _DRILL_SHARES = {"copy": 5, "documents": 3, "tools": 2}
 _FIRST_DAY, _NUM_DAYS = datetime.date(2024, 1, 1), 365 * 8
 
@@ -31,7 +31,7 @@ def draw_family(source: Source, effort: str, date: str, drill_share: float = 0.0
     """Conversations that begin alike: with the same tools, with the same text, or one by itself."""
     is_drill = source.chance(drill_share)
     if not is_drill and not source.is_short and source.chance(LONG_SHARE):
-        return [chain([one], effort, date) for one in make_facts(source, source.rng.randint(15, 80), LONG_QUESTIONS)]
+        return [chain([one], effort, date) for one in make_facts(source, source.rng.randint(12, 80), LONG_QUESTIONS)]
     shares = _DRILL_SHARES if is_drill else _SHARES
     kind = source.rng.choices(list(shares), list(shares.values()))[0]
     if kind == "copy":
@@ -46,7 +46,7 @@ def draw_family(source: Source, effort: str, date: str, drill_share: float = 0.0
         return [draw_instructed(source, effort, date)]
     if kind == "recall":
         return [chain(draw_recall(source), effort, date)]
-    count = 1 if source.is_short else source.rng.choices((1, 2, 3, 4), (6, 3, 2, 1))[0]
+    count = 1 if source.is_short else source.rng.choices((1, 2, 3), (7, 2, 1))[0]
     conversation = chain([draw_exchange(source) for _ in range(count)], effort, date)
     if source.chance(0.15):
         conversation.instructions = draw_neutral(source)

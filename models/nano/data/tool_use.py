@@ -14,7 +14,7 @@ from models.nano.data.small_talk import NO_TOOL
 from models.nano.data.source import Source, is_callable_alike
 
 EFFORTS = (LOW, MEDIUM, HIGH)
-KINDS = {"call": 40, "result": 20, "two_calls": 14, "refusal": 18, "talk": 8}
+KINDS = {"call": 42, "result": 16, "two_calls": 13, "refusal": 15, "talk": 14}
 _BANK, _NAMES = read_bank("tool_use"), read_bank("names")
 _EXTRAS: tuple[tuple[str, dict[str, object]], ...] = (
     ("unit", {"type": "string", "enum": ["celsius", "fahrenheit"]}),
