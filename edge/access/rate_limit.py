@@ -178,14 +178,15 @@ class RateLimiter:
     async def _ask(self, owner: str, shares: Sequence[Share], is_forced: bool = False) -> Taken:
         if self._shared is None:
             return await self._local.take(owner, shares, is_forced)
-        if self._clock() >= self._retry_at:
+        if self._clock() >= (retry_at := self._retry_at):
             try:
                 taken = await self._shared.take(owner, shares, is_forced)
             except (RedisError, OSError) as error:  # a time-out is an OSError
                 self._retry_at = self._clock() + REDIS_RETRY_S
                 self._note(False, f"{type(error).__name__}: {error}")
             else:
-                self._note(True)
+                if retry_at == self._retry_at:  # else another ask has failed since this one was sent
+                    self._note(True)
                 return taken
         self._metrics.local_takes.inc()
         return await self._local.take(owner, shares, is_forced)

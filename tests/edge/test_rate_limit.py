@@ -1,6 +1,7 @@
 """Buckets take all or nothing, owe what was used beyond, and count on while Redis is away: against a real one that is killed."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from redis.asyncio import Redis
 
 from edge.access import rate_limit
 from edge.access.caller import Admission, Bucket, Caller, Limits, Standing
-from edge.access.rate_limit import REDIS_RETRY_S, Buckets, LimitMetrics, LocalBuckets, RateLimiter, RedisBuckets, Share
+from edge.access.rate_limit import REDIS_RETRY_S, Buckets, LimitMetrics, LocalBuckets, RateLimiter, RedisBuckets, Share, Taken
 from services.errors import RateLimited
 from tests.edge.scripted_scheduler import PATIENCE_S
 from tests.fakes.redis_server import RedisServer, redis_server
@@ -183,3 +184,28 @@ async def test_a_redis_that_fails_is_asked_again_once_a_second() -> None:
     clock.now += REDIS_RETRY_S
     await limits.take("a", OWN, requests=1)
     assert calls == 2
+
+
+async def test_an_answer_from_before_a_failure_does_not_end_it() -> None:
+    late, calls = asyncio.Event(), 0
+
+    class Failing(LocalBuckets):
+        async def take(self, owner: str, shares: Sequence[Share], is_forced: bool) -> Taken:
+            nonlocal calls
+            calls += 1
+            if calls == 2:
+                raise TimeoutError
+            await late.wait()
+            return await super().take(owner, shares, is_forced)
+
+    clock = Clock()
+    limits, registry = limiter(clock, Failing(), requests_per_minute=100)
+    first = asyncio.create_task(limits.take("a", OWN, requests=1))
+    await asyncio.sleep(0)
+    await limits.take("a", OWN, requests=1)
+    late.set()
+    await first
+    assert calls == 2 and value(registry, "rate_limits_shared") == 0
+    clock.now += REDIS_RETRY_S
+    await limits.take("a", OWN, requests=1)
+    assert value(registry, "rate_limits_shared") == 1
