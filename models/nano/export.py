@@ -33,7 +33,7 @@ def export(checkpoint: Path, file: Path) -> None:
     state = torch.load(checkpoint)
     masters = state["masters"]
     rows = masters["rows"].to(torch.bfloat16)
-    write_compact(file, SPEC.config_json(), published_tensors(masters), state["row_ids"].tolist(), rows, state.get("seed", 20), ROW_SCALE)
+    write_compact(file, SPEC.config_json(), published_tensors(masters), state["row_ids"].tolist(), rows, state["seed"], ROW_SCALE)
 
 
 def main() -> None:

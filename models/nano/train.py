@@ -56,7 +56,8 @@ class Trainer:
         self.file = config.folder / f"state.{rank}.pt"
         begun = torch.load(self.file) if self.file.exists() else None
         initial = begun or (torch.load(config.initial) if config.initial else None)
-        self.network = Network(initial["row_ids"].tolist() if initial else choose_rows(config.seed), config.seed)
+        self.rows_seed = initial["seed"] if initial else config.seed  # other generated rows would have to be learned again
+        self.network = Network(initial["row_ids"].tolist() if initial else choose_rows(config.seed), self.rows_seed)
         self.masters = initial["masters"] if initial else self.network.masters()
         matrices = {name: master for name, master in self.masters.items() if is_matrix(name)}
         self.owners = {name: owner_of(name, config.ranks) for name in matrices}
@@ -146,7 +147,7 @@ class Trainer:
             print(f"step {self.step} {line}", flush=True)
 
     def _save(self) -> None:
-        weights = {"masters": self.masters, "row_ids": self.network.row_ids, "seed": self.config.seed}
+        weights = {"masters": self.masters, "row_ids": self.network.row_ids, "seed": self.rows_seed}
         unfinished = self.file.with_suffix(".tmp")
         torch.save({**weights, "step": self.step, "adam": self.adam.state_dict(), "muon": self.muon.state}, unfinished)
         unfinished.replace(self.file)

@@ -43,9 +43,9 @@ def test_training_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pyte
 
 
 def test_all_ranks_hold_the_same_weights(tmp_path: Path) -> None:
-    network = Network(list(range(1000)), CONFIG.seed)
+    network = Network(list(range(1000)), seed=5)
     before = network.masters()
-    torch.save({"row_ids": network.row_ids, "masters": before}, tmp_path / "initial.pt")
+    torch.save({"row_ids": network.row_ids, "masters": before, "seed": 5}, tmp_path / "initial.pt")
     config = replace(CONFIG, folder=tmp_path, ranks=2, steps=1, initial=tmp_path / "initial.pt")
     processes = [multiprocessing.get_context("spawn").Process(target=run_rank, args=(rank, config)) for rank in range(2)]
     for process in processes:
@@ -53,6 +53,7 @@ def test_all_ranks_hold_the_same_weights(tmp_path: Path) -> None:
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
+    assert torch.load(config.folder / "state.0.pt")["seed"] == 5, "the generated rows stay those that the weights know"
     one, other = (load(config.folder / f"state.{rank}.pt") for rank in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert all(not torch.equal(one[name], before[name]) for name in one if "layers" in name and "_proj" in name)
