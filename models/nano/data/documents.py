@@ -44,7 +44,9 @@ def make_facts(source: Source, num_facts: int, num_questions: int = 1) -> list[E
         sentences.insert(source.rng.randint(0, len(sentences)), source.rng.choice(_BANK["filler"]))
     document = ("\n" if source.chance(0.3) else " ").join(sentences)
     frame = source.choose(_BANK["frames"])
-    asked = [_compose(frame, document, fact.question, fact.place(), fact.value) for fact in source.sample(facts, min(num_questions, num_facts))]
+    asked = [
+        _compose(frame, document, fact.question, fact.place(), fact.value) for fact in source.sample(facts, min(num_questions, num_facts))
+    ]
     if source.chance(0.1):
         known = {(fact.entity, fact.relation) for fact in facts}
         absent = _draw_fact(source, source.rng.choice((facts[0].entity, _draw_entity(source))))
