@@ -54,7 +54,8 @@ class Scene:
 SCENES = (
     Scene("A greeting", "Hello"),
     Scene("About Ossia", "How do I start Ossia?"),
-    Scene("A question about a document", f"{DOCUMENT}\n\nWhich room is Brenna in?"),
+    Scene("A sum, with its steps", "What is 17 + 25?", reasoning_effort="high"),
+    Scene("A question about a document", f"{DOCUMENT}\n\nTell me the room of Brenna."),
     Scene("A tool, in two turns", f"What is the weather in {CITY}?", has_tools=True),
     Scene("A JSON object", f"Write JSON with city = {CITY} and price = 120.", wants_json=True),
     Scene("What it does not know, with its reasoning", "What is the capital of France?", reasoning_effort="high"),

@@ -94,6 +94,10 @@ def test_it_reasons_as_long_as_it_is_told_to(client: openai.OpenAI) -> None:
     assert lengths[0] == 0 < lengths[1] < lengths[2]
 
 
+def test_it_adds_up(scenes: Scenes) -> None:
+    assert said(scenes("A sum, with its steps")) == "17 + 25 = 42"
+
+
 def test_it_says_what_it_does_not_know(scenes: Scenes) -> None:
     assert "I do not know" in said(scenes("What it does not know, with its reasoning"))
 
@@ -116,9 +120,11 @@ def test_it_writes_the_json_object_that_was_asked_for(scenes: Scenes) -> None:
 
 
 def test_a_seed_decides_what_is_drawn_whoever_shares_the_batch(client: openai.OpenAI) -> None:
+    asked = [{"role": "user", "content": "Zwölf Boxkämpfer jagen Viktor."}]  # it has no answer that it is sure of
+
     def draw(seed: int, choices: int) -> list[str]:
-        answer = client.chat.completions.create(
-            model=NANO_NAME, messages=[{"role": "user", "content": "Hello"}], temperature=2.0, top_p=1.0, max_tokens=8, seed=seed, n=choices
+        answer = client.chat.completions.create(  # type: ignore[call-overload]
+            model=NANO_NAME, messages=asked, reasoning_effort="low", temperature=2.0, top_p=1.0, max_tokens=16, seed=seed, n=choices
         )
         return [choice.message.content or "" for choice in answer.choices]
 
@@ -157,7 +163,7 @@ def test_transformers_loads_the_same_files_and_says_the_same(nano: LocalCluster,
     reference = load_reference(expanded_model(root=cache_dir))
     with grpc.insecure_channel(nano.grpc) as channel:
         door = InferenceStub(channel)
-        for scene in SCENES[:3]:
+        for scene in SCENES[:4]:
             request = inference.ChatRequest(model=NANO_NAME, conversation_date="2026-01-01")
             request.sampling.max_tokens = 64
             request.messages.add(role=inference.ROLE_USER).content.add(text=scene.user)
