@@ -14,7 +14,7 @@ from models.nano.eval import MAX_TOKENS, SKILLS, draw_cases, measure, parse_answ
 from models.nano.generate import Generator, load_backend
 from tests.cluster.local_cluster import ROOT
 
-PER_SKILL, SEED = 8, 2  # other conversations than those of the figures
+PER_SKILL, SEED = 12, 2  # other conversations than those of the figures
 FOUND = orjson.loads((ROOT / "benchmarks" / "results" / "nano_eval.json").read_bytes())["measured"]
 
 
@@ -26,12 +26,12 @@ def sampled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, flo
     return measure(cases, [parse_answer(token_ids) for token_ids in generated])
 
 
-@pytest.mark.parametrize("name", FOUND)
+@pytest.mark.parametrize("name", [name for name, one in FOUND.items() if "target" in one])
 def test_it_does_what_the_figures_say(name: str, sampled: dict[str, dict[str, float]]) -> None:
-    """Within four deviations of so small a sample."""
+    """Within three deviations of so small a sample, where that says anything at all."""
     found, one = FOUND[name]["share"], sampled[name]
-    spread = sqrt(max(found * (1 - found), 0.02) / one["cases"])
-    assert found - 4 * spread <= one["share"]
+    floor = found - 3 * sqrt(found * (1 - found) / one["cases"])
+    assert 0 < floor <= one["share"]
 
 
 def test_more_effort_is_more_reasoning(sampled: dict[str, dict[str, float]]) -> None:
