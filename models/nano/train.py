@@ -176,9 +176,14 @@ def owner_of(name: str, num_ranks: int) -> int:
     return int(name.split(".")[1]) % num_ranks
 
 
-def run_rank(rank: int, config: TrainConfig) -> None:
+def start_rank(rank: int, config: TrainConfig) -> None:
+    """The whole life of a process: what it sets holds for all that runs there."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+    run_rank(rank, config)
+
+
+def run_rank(rank: int, config: TrainConfig) -> None:
     rendezvous = config.folder.absolute() / "rendezvous"
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=config.ranks)
     Trainer(config, rank).train()
@@ -199,7 +204,7 @@ def main() -> int:
     config.folder.mkdir(parents=True, exist_ok=True)
     (config.folder / "rendezvous").unlink(missing_ok=True)
     context = multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=run_rank, args=(rank, config)) for rank in range(config.ranks)]
+    ranks = [context.Process(target=start_rank, args=(rank, config)) for rank in range(config.ranks)]
     for process in ranks:
         process.start()
     wait([process.sentinel for process in ranks])  # whether it is done or broken: the others end with it

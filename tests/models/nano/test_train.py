@@ -9,7 +9,7 @@ import torch
 from models.nano import train
 from models.nano.network import Network
 from models.nano.optimizer import orthogonalize
-from models.nano.train import TrainConfig, run_rank
+from models.nano.train import TrainConfig, run_rank, start_rank
 
 CONFIG = TrainConfig(steps=2, minutes=60, tokens=150, held_out=2, seed=3, folder=Path(), ranks=1, initial=None)
 
@@ -47,7 +47,7 @@ def test_all_ranks_hold_the_same_weights(tmp_path: Path) -> None:
     before = network.masters()
     torch.save({"row_ids": network.row_ids, "masters": before, "seed": 5}, tmp_path / "initial.pt")
     config = replace(CONFIG, folder=tmp_path, ranks=2, steps=1, initial=tmp_path / "initial.pt")
-    processes = [multiprocessing.get_context("spawn").Process(target=run_rank, args=(rank, config)) for rank in range(2)]
+    processes = [multiprocessing.get_context("spawn").Process(target=start_rank, args=(rank, config)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:
