@@ -45,6 +45,7 @@ class TrainConfig:
     folder: Path
     ranks: int
     initial: Path | None  # a checkpoint whose weights are the beginning
+    rate: float  # the highest, as a share of the full rates
 
 
 class Trainer:
@@ -130,9 +131,9 @@ class Trainer:
         return 0.0 if self.config.initial else min(1.0, 2 - self.step / (share * self.config.steps))
 
     def _rate(self) -> float:
-        """Share of the full rate: up within the first steps, level, then down in a line to nothing."""
+        """Share of the full rates: up within the first steps, level, then down in a line to nothing."""
         left = (self.config.steps - self.step) / (DECAY_SHARE * self.config.steps)
-        return min(1.0, (self.step + 1) / WARMUP_STEPS, left)
+        return self.config.rate * min(1.0, (self.step + 1) / WARMUP_STEPS, left)
 
     def _evaluate(self) -> None:
         counted = count_right(self.network, f"held-out/{self.rank}", self.config.held_out // self.config.ranks)
@@ -200,6 +201,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path("build/nano"))
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--initial", type=Path, help="a checkpoint of an earlier course, whose weights are the beginning")
+    parser.add_argument("--rate", type=float, default=1.0, help="the highest, as a share of the full rates; less after another course")
     config = TrainConfig(**vars(parser.parse_args()))
     config.folder.mkdir(parents=True, exist_ok=True)
     (config.folder / "rendezvous").unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from models.nano.network import Network
 from models.nano.optimizer import orthogonalize
 from models.nano.train import TrainConfig, run_rank, start_rank
 
-CONFIG = TrainConfig(steps=2, minutes=60, tokens=150, held_out=2, seed=3, folder=Path(), ranks=1, initial=None)
+CONFIG = TrainConfig(steps=2, minutes=60, tokens=150, held_out=2, seed=3, folder=Path(), ranks=1, initial=None, rate=1.0)
 
 
 @pytest.fixture(autouse=True)
