@@ -20,7 +20,8 @@ class Attention(nn.Module):
         self.o_proj.weight.data *= 0.1
         self.is_window = is_window
 
-    def forward(self, x: Tensor, batch: Batch, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, batch: Batch, cos: Tensor, sin: Tensor, wanted: Tensor | None) -> Tensor:
+        """Of all rows, or of those `wanted`."""
         q, k, v = (linear(x).view(len(x), -1, HEAD_DIM) for linear in (self.q_proj, self.k_proj, self.v_proj))
         q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
         sizes = [block.rows.stop - block.rows.start for block in batch.blocks]
@@ -29,7 +30,8 @@ class Attention(nn.Module):
         for at, block in enumerate(batch.blocks):
             around = [_with_prefix(block, part[at], None if block.prefix is None else part[block.prefix]) for part in (keys, values)]
             attended.append(self._attend(block, queries[at], *around))
-        return self.o_proj.forward(torch.cat(attended).flatten(1))
+        rows = torch.cat(attended).flatten(1)
+        return self.o_proj.forward(rows if wanted is None else rows.index_select(0, wanted))
 
     def _attend(self, block: Block, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """[rows of the block, heads, 64]"""

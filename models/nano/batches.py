@@ -53,8 +53,9 @@ class Batch:
     blocks: list[Block]
 
     @property
-    def num_targets(self) -> int:
-        return int(self.is_target.sum())
+    def before_targets(self) -> Tensor:
+        """The rows that say a target: those before each."""
+        return self.is_target[1:].nonzero().squeeze(1)
 
 
 def draw_examples(seed: str, num_conversations: int, is_held_out: bool = False) -> Iterator[Example]:

@@ -26,12 +26,12 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: Tensor, order: Tensor, places: Tensor) -> Tensor:
         context.save_for_backward(places)
-        return x[torch.div(order, len(order) // len(x), rounding_mode="floor")]
+        return x.index_select(0, torch.div(order, len(order) // len(x), rounding_mode="floor"))
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (places,) = context.saved_tensors
-        return gradient[places].sum(1), None, None
+        return gradient.index_select(0, places.flatten()).view(*places.shape, -1).sum(1), None, None
 
 
 class _Gather(torch.autograd.Function):
@@ -40,12 +40,12 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, y: Tensor, order: Tensor, places: Tensor) -> Tensor:
         context.save_for_backward(order)
-        return y[places]
+        return y.index_select(0, places.flatten()).view(*places.shape, -1)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (order,) = context.saved_tensors
-        return gradient.flatten(0, 1)[order], None, None
+        return gradient.flatten(0, 1).index_select(0, order), None, None
 
 
 class Experts(nn.Module):

@@ -48,8 +48,9 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(SPEC.hidden_size)
         self.mlp = MLP()
 
-    def forward(self, x: Tensor, batch: Batch, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        x = x + self.self_attn.forward(self.input_layernorm.forward(x), batch, cos, sin)
+    def forward(self, x: Tensor, batch: Batch, cos: Tensor, sin: Tensor, wanted: Tensor | None) -> tuple[Tensor, Tensor]:
+        attended = self.self_attn.forward(self.input_layernorm.forward(x), batch, cos, sin, wanted)
+        x = (x if wanted is None else x.index_select(0, wanted)) + attended
         out, unevenness = self.mlp.forward(self.post_attention_layernorm.forward(x))
         return x + out, unevenness
 
@@ -95,14 +96,14 @@ class Network(nn.Module):
         own = functional.embedding(places.clamp(min=0), self.rows)
         return torch.where((places >= 0).unsqueeze(-1), own, self.generated[token_ids])
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Normed hidden states [rows, hidden], and the layers' mean unevenness."""
+    def forward(self, batch: Batch, wanted: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Normed hidden states [rows, hidden], of all rows or of those `wanted`, and the layers' mean unevenness."""
         x = self.embed(batch.token_ids)
         factor = 0.1 * math.log(SPEC.rope_factor) + 1
         cos, sin = (part.unsqueeze(1) for part in rotation(batch.positions, self.frequencies, factor, x.dtype))
         unevenness = []
-        for layer in self.layers:
-            x, uneven = layer(x, batch, cos, sin)
+        for layer in self.layers:  # after the last one's keys and values, only what is wanted counts
+            x, uneven = layer(x, batch, cos, sin, wanted if layer is self.layers[-1] else None)
             unevenness.append(uneven)
         return self.norm.forward(x), torch.stack(unevenness).mean()
 
