@@ -9,7 +9,7 @@ _BANK = read_bank("arithmetic")
 
 def draw_arithmetic(source: Source) -> Exchange:
     kind = source.rng.random()
-    if kind < 0.7:
+    if kind < 0.75:
         return make_sum(source)
     return make_difference(source) if kind < 0.9 else make_product(source)
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import yaml
 
-_FOLDER = Path(__file__).parent / "phrases"
+PHRASES = Path(__file__).parent / "phrases"
 
 
 @lru_cache
 def read_bank(name: str) -> dict[str, Any]:
     """Not to be changed. Of a list of phrases every sixth is held out, so their order matters."""
-    content: dict[str, Any] = yaml.safe_load((_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    content: dict[str, Any] = yaml.safe_load((PHRASES / f"{name}.yaml").read_text(encoding="utf-8"))
     return content

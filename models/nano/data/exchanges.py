@@ -11,10 +11,10 @@ from models.nano.data.small_talk import draw_limits, draw_small_talk
 from models.nano.data.source import Source
 
 _SHARES: dict[Callable[[Source], Exchange], float] = {
-    draw_small_talk: 7,
-    draw_ossia: 15,
-    draw_arithmetic: 36,
-    draw_list_task: 38,
+    draw_small_talk: 6,
+    draw_ossia: 13,
+    draw_arithmetic: 54,
+    draw_list_task: 50,
     draw_document: 2,
     draw_limits: 5,
 }

@@ -10,9 +10,9 @@ WORDS, PLACES = _BANK["words"], _BANK["places"]
 
 def draw_list_task(source: Source) -> Exchange:
     kind = source.rng.random()
-    if kind < 0.25:
+    if kind < 0.2:
         return make_copy(source)
-    if kind < 0.7:
+    if kind < 0.75:
         return make_sort(source)
     return source.rng.choice((make_count, make_reverse, make_pick, make_extreme))(source)
 

@@ -1,13 +1,14 @@
 import random
+from collections.abc import Iterator
 
 import pytest
 
 from models.nano.batches import draw_examples, make_batch
-from models.nano.data.banks import read_bank
+from models.nano.data.banks import PHRASES, read_bank
 from models.nano.data.conversation import Conversation, Reply, User, to_examples
 from models.nano.data.functions import FUNCTIONS
 from models.nano.data.mixture import FAMILY, draw_family, draw_setting
-from models.nano.data.source import Source, is_callable_alike, is_spelled_alike
+from models.nano.data.source import HELD_OUT_EVERY, Source, is_callable_alike, is_spelled_alike
 from models.nano.data.tool_use import draw_tool_family, draw_tool_use
 from models.nano.eval import is_right, parse_answer
 from services.vocabulary import load_vocabulary
@@ -32,6 +33,25 @@ def test_no_user_message_of_the_evaluation_is_in_the_training_text() -> None:
     )
     assert len(trained) > 350 and len(held_out) > 350
     assert not trained & held_out
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in PHRASES.iterdir()))
+def test_no_phrase_that_is_held_out_is_trained_in_other_letters(name: str) -> None:
+    divided = {key: part for key, part in read_bank(name).items() if key != "closings"}  # of which either side draws any
+    for phrases in list_phrases(divided):
+        plain = [phrase.lower().strip(" .,:!?") for phrase in phrases]
+        held_out = set(plain[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]) - {""}
+        assert not held_out & {phrase for at, phrase in enumerate(plain) if at % HELD_OUT_EVERY != HELD_OUT_EVERY - 1}
+
+
+def list_phrases(bank: object) -> Iterator[list[str]]:
+    if isinstance(bank, dict):
+        bank = list(bank.values())
+    if isinstance(bank, list):
+        if bank and all(isinstance(one, str) for one in bank):
+            yield bank
+        for one in bank:
+            yield from list_phrases(one)
 
 
 def test_words_and_pairs_of_numbers_are_divided() -> None:
@@ -109,5 +129,5 @@ def test_a_batch_holds_every_token_once_and_each_prefix_once() -> None:
     batch = make_batch(examples)
     prefixes = {example.prefix for example in examples}
     assert len(batch.token_ids) == sum(len(example.token_ids) for example in examples) + sum(map(len, prefixes))
-    assert batch.num_targets == sum(map(sum, (example.is_target for example in examples)))
+    assert len(batch.before_targets) == sum(map(sum, (example.is_target for example in examples)))
     assert [block.rows.start for block in batch.blocks[1:]] == [block.rows.stop for block in batch.blocks[:-1]]
