@@ -1,15 +1,18 @@
-"""From the trainer's weights to the file in the repository: `python -m models.nano.export CHECKPOINT FILE`."""
+"""From the trainer's weights to the file in the repository, `python -m models.nano.export CHECKPOINT FILE`, and back."""
 
 import argparse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
-from models.nano.compact import write_compact
+from models.nano.compact import ROW_IDS, ROWS, write_compact
+from models.nano.manifest import read_manifest
 from models.nano.spec import ROW_SCALE, SPEC
-from worker.kernels.mxfp4 import encode_mxfp4
+from worker.kernels.mxfp4 import decode_mxfp4, encode_mxfp4
 
 
 def published_tensors(masters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -34,6 +37,21 @@ def export(checkpoint: Path, file: Path) -> None:
     masters = state["masters"]
     rows = masters["rows"].to(torch.bfloat16)
     write_compact(file, SPEC.config_json(), published_tensors(masters), state["row_ids"].tolist(), rows, state["seed"], ROW_SCALE)
+
+
+def import_compact(file: Path) -> dict[str, Any]:
+    """What `export` read, as far as the file tells: weights as they were rounded, without the optimizers' state."""
+    with safe_open(file, framework="pt") as opened:
+        published = {name.removeprefix("model."): opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
+    row_ids, rows = published.pop(ROW_IDS).long(), published.pop(ROWS)
+    masters = {"rows": rows.float()}
+    for name, tensor in published.items():
+        if name.endswith("_blocks"):
+            proj = name.removesuffix("_blocks")
+            masters[proj] = decode_mxfp4(tensor, published[f"{proj}_scales"], torch.float32)
+        elif not name.endswith(("_scales", "sinks")):
+            masters[name] = tensor.float()
+    return {"masters": masters, "row_ids": row_ids, "seed": read_manifest(file).seed}
 
 
 def main() -> None:

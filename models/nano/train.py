@@ -16,11 +16,13 @@ from collections import Counter
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from models.nano.batches import draw_batch, draw_examples
+from models.nano.export import import_compact
 from models.nano.loss import compute_loss, count_right
 from models.nano.network import Network
 from models.nano.optimizer import Muon
@@ -44,7 +46,7 @@ class TrainConfig:
     seed: int
     folder: Path
     ranks: int
-    initial: Path | None  # a checkpoint whose weights are the beginning
+    initial: Path | None  # whose weights are the beginning: a checkpoint, or a compact model
     rate: float  # the highest, as a share of the full rates
 
 
@@ -56,10 +58,12 @@ class Trainer:
         self.step = 0
         self.file = config.folder / f"state.{rank}.pt"
         begun = torch.load(self.file) if self.file.exists() else None
-        initial = begun or (torch.load(config.initial) if config.initial else None)
+        initial = begun or (read_weights(config.initial) if config.initial else None)
         self.rows_seed = initial["seed"] if initial else config.seed  # other generated rows would have to be learned again
         self.network = Network(initial["row_ids"].tolist() if initial else choose_rows(config.seed), self.rows_seed)
-        self.masters = initial["masters"] if initial else self.network.masters()
+        self.masters = self.network.masters()
+        if initial:
+            self.masters = {name: initial["masters"][name] for name in self.masters}  # in the order of the network's
         matrices = {name: master for name, master in self.masters.items() if is_matrix(name)}
         self.owners = {name: owner_of(name, config.ranks) for name in matrices}
         self.muon = Muon((name, matrix) for name, matrix in matrices.items() if self.owners[name] == rank)
@@ -163,6 +167,10 @@ def choose_rows(seed: int) -> list[int]:
     return sorted(token_id for token_id, count in counts.items() if count >= ROW_MIN_COUNT)
 
 
+def read_weights(file: Path) -> dict[str, Any]:
+    return import_compact(file) if file.suffix == ".safetensors" else torch.load(file)
+
+
 def is_matrix(name: str) -> bool:
     return name.endswith(("proj.weight", "_proj"))
 
@@ -200,7 +208,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=20)
     parser.add_argument("--folder", type=Path, default=Path("build/nano"))
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--initial", type=Path, help="a checkpoint of an earlier course, whose weights are the beginning")
+    parser.add_argument("--initial", type=Path, help="an earlier course's checkpoint, or the model that was made of it")
     parser.add_argument("--rate", type=float, default=1.0, help="the highest, as a share of the full rates; less after another course")
     config = TrainConfig(**vars(parser.parse_args()))
     config.folder.mkdir(parents=True, exist_ok=True)

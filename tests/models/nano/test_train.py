@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from models.nano import train
+from models.nano.cache import NANO_FILE
+from models.nano.export import export, import_compact
 from models.nano.network import Network
 from models.nano.optimizer import orthogonalize
 from models.nano.train import TrainConfig, run_rank, start_rank
@@ -57,6 +59,21 @@ def test_all_ranks_hold_the_same_weights(tmp_path: Path) -> None:
     one, other = (load(config.folder / f"state.{rank}.pt") for rank in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert all(not torch.equal(one[name], before[name]) for name in one if "layers" in name and "_proj" in name)
+
+
+def test_a_course_can_begin_with_the_file_in_the_repository(tmp_path: Path) -> None:
+    state = import_compact(NANO_FILE)
+    network = Network(state["row_ids"].tolist(), state["seed"])
+    network.ship(state["masters"])
+    torch.save(state, tmp_path / "state.pt")
+    export(tmp_path / "state.pt", tmp_path / "again.safetensors")
+    again = import_compact(tmp_path / "again.safetensors")["masters"]
+    assert again.keys() == state["masters"].keys() and all(torch.equal(again[name], one) for name, one in state["masters"].items())
+    run(replace(CONFIG, folder=tmp_path / "course", steps=1, initial=NANO_FILE))
+    after = torch.load(tmp_path / "course" / "state.0.pt")
+    assert after["masters"].keys() == network.masters().keys() and after["seed"] == state["seed"]
+    moved = max((after["masters"][name] - one).abs().max().item() for name, one in network.masters().items() if not name.endswith("_proj"))
+    assert 0 < moved < 0.01
 
 
 def test_a_direction_has_no_weak_side() -> None:
