@@ -19,8 +19,9 @@ def compute_loss(network: Network, batch: Batch, generator: torch.Generator) -> 
     Trained rows and the targets' own count as they are; a sample stands for all other generated rows, with its logits raised by the log of
     how many each one stands for.
     """
-    said, unevenness = network.forward(batch, batch.before_targets)
-    targets = batch.token_ids[batch.before_targets + 1]
+    rows = batch.before_targets
+    said, unevenness = network.forward(batch, rows)
+    targets = batch.token_ids[rows + 1]
     own = network.row_of[targets]
     copied: Tensor = torch.unique(targets[own < 0])
     sample = network.other_ids[torch.randint(len(network.other_ids), (NUM_NEGATIVES,), generator=generator)]
@@ -40,7 +41,8 @@ def count_right(network: Network, seed: str, num_conversations: int) -> tuple[Co
     for number in range(num_conversations):
         for example in draw_examples(f"{seed}/{number}", 1, is_held_out=True):
             batch = make_batch([example])
-            hidden, _ = network.forward(batch, batch.before_targets)
+            rows = batch.before_targets
+            hidden, _ = network.forward(batch, rows)
             total[example.skill] += 1
-            right[example.skill] += bool(torch.equal((hidden @ table).argmax(-1), batch.token_ids[batch.before_targets + 1]))
+            right[example.skill] += bool(torch.equal((hidden @ table).argmax(-1), batch.token_ids[rows + 1]))
     return right, total

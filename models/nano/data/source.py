@@ -55,8 +55,7 @@ class Source:
 
     def choose(self, bank: Sequence[T]) -> T:
         """From the part of the bank that is this side's; from all of it where it is too short to be divided."""
-        part = [item for at, item in enumerate(bank) if (at % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == self.is_held_out]
-        return self.rng.choice(part or list(bank))
+        return self.rng.choice(part_of(bank, self.is_held_out) or list(bank))
 
     def sample(self, bank: Sequence[T], count: int) -> list[T]:
         """Different items of the whole bank: their combination is new, not they."""
@@ -90,6 +89,11 @@ class Source:
 
     def _syllable(self) -> str:
         return self.rng.choice(_ONSETS) + self.rng.choice(_NUCLEI) + self.rng.choice(_CODAS)
+
+
+def part_of(bank: Sequence[T], is_held_out: bool) -> list[T]:
+    """One side's of a bank: every sixth item is held out."""
+    return [item for at, item in enumerate(bank) if (at % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == is_held_out]
 
 
 def is_held_out(text: str) -> bool:
