@@ -105,9 +105,9 @@ def _draw_fact(source: Source, entity: str) -> Fact:
 
 def _draw_entity(source: Source) -> str:
     if source.chance(0.15):
-        return f"the {source.real_word().lower()}"
+        return f"the {source.lower_word()}"
     return " ".join(source.name() for _ in range(source.rng.choice((1, 1, 1, 1, 2))))
 
 
 def _draw_value(source: Source) -> str:
-    return source.rng.choice((source.name, lambda: source.real_word().lower(), lambda: str(source.rng.randint(0, 9999))))()
+    return source.rng.choice((source.name, source.lower_word, lambda: str(source.rng.randint(0, 9999))))()

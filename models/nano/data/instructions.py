@@ -41,7 +41,7 @@ def _ask_name(source: Source) -> tuple[str, Exchange]:
 
 
 def _ask_word(source: Source) -> tuple[str, Exchange]:
-    word = source.name() if source.chance(0.4) else source.real_word().lower()
+    word = source.name() if source.chance(0.4) else source.lower_word()
     asked = source.rng.choice((draw_small_talk, draw_small_talk, draw_ossia, draw_arithmetic))(source)
     is_end = source.chance(0.5)
     rule = source.choose(_BANK["end_rules" if is_end else "begin_rules"]).format(word)

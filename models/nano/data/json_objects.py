@@ -29,7 +29,7 @@ def draw_json(source: Source, effort: str, date: str) -> Conversation:
 def make_keyed(source: Source) -> tuple[Exchange, list[str]]:
     keys = [*source.sample(_BANK["word_keys"], source.rng.randint(1, 2)), *source.sample(_BANK["number_keys"], source.rng.randint(0, 2))]
     if source.chance(0.3):
-        keys[0] = source.real_word().lower()
+        keys[0] = source.lower_word()
     source.rng.shuffle(keys)
     values = {key: _value(source, key) for key in keys}
     link = source.rng.choice((" is ", " = ", ": ", " "))
@@ -61,4 +61,4 @@ def _ask(user: str, values: dict[str, str | int]) -> Exchange:
 def _value(source: Source, key: str) -> str | int:
     if key in _NUMBERS:
         return source.rng.randint(1, 2030)
-    return source.real_word().lower() if key in ("color", "item", "status") else source.name()
+    return source.lower_word() if key in ("color", "item", "status") else source.name()

@@ -78,7 +78,7 @@ def draw_words(source: Source, count: int) -> str:
     makers = (
         source.made_word,
         source.real_word,
-        lambda: source.real_word().lower(),
+        source.lower_word,
         lambda: source.rng.choice(WORDS),
         lambda: str(source.rng.randint(0, 999)),
     )
@@ -87,7 +87,7 @@ def draw_words(source: Source, count: int) -> str:
 
 
 def _items(source: Source, count: int) -> list[str]:
-    return source.sample(WORDS, count) if source.chance(0.6) else [source.real_word().lower() for _ in range(count)]
+    return source.sample(WORDS, count) if source.chance(0.6) else [source.lower_word() for _ in range(count)]
 
 
 def _write(source: Source, items: list[str]) -> str:

@@ -63,4 +63,4 @@ def _introduce(source: Source, name: str) -> Exchange:
 
 def _topic(source: Source) -> str:
     words = [source.name() for _ in range(source.rng.choice((1, 1, 2)))]
-    return " ".join(words) if source.chance(0.7) else f"the {source.real_word().lower()}"
+    return " ".join(words) if source.chance(0.7) else f"the {source.lower_word()}"

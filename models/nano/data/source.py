@@ -2,7 +2,7 @@
 
 import random
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TypeVar
 
@@ -76,6 +76,14 @@ class Source:
         words = _vocabulary_words()[self.is_held_out]
         return words[self.rng.randrange(len(words))]
 
+    def lower_word(self) -> str:
+        """A word of the vocabulary in small letters, spelled alike with and without a space before it."""
+        return _lower(self.real_word)
+
+    def lower_name(self) -> str:
+        """A made word in small letters, spelled alike with and without a space before it."""
+        return _lower(self.made_word)
+
     def name(self) -> str:
         """A proper name that is in no list."""
         return self.made_word() if self.chance(0.6) else self.real_word().capitalize()
@@ -89,6 +97,13 @@ class Source:
 
     def _syllable(self) -> str:
         return self.rng.choice(_ONSETS) + self.rng.choice(_NUCLEI) + self.rng.choice(_CODAS)
+
+
+def _lower(draw: Callable[[], str]) -> str:
+    """A word that is one id with a capital may be several in small letters, and others after a space."""
+    while True:
+        if is_spelled_alike(word := draw().lower()):
+            return word
 
 
 def part_of(bank: Sequence[T], is_held_out: bool) -> list[T]:

@@ -164,15 +164,15 @@ def _draw_argument(source: Source, kind: str, name: str) -> str | int:
             return source.choose(bank)
         return " ".join(source.name() for _ in range(source.rng.choice((1, 1, 1, 2))))
     if kind == "word":
-        return source.real_word().lower() if source.chance(0.8) else source.made_word().lower()
-    return " ".join(source.real_word().lower() for _ in range(source.rng.randint(1, 4)))
+        return source.lower_word() if source.chance(0.8) else source.lower_name()
+    return " ".join(source.lower_word() for _ in range(source.rng.randint(1, 4)))
 
 
 def _draw_result(source: Source, fields: tuple[ResultField, ...]) -> tuple[str, str]:
     """(what the function gives back, what is told of it)"""
     values: dict[str, str | int | float] = {}
     for field in fields:
-        key = source.real_word().lower() if source.chance(0.15) else source.rng.choice(field.keys)
+        key = source.lower_word() if source.chance(0.15) else source.rng.choice(field.keys)
         values[key] = _draw_result_value(source, field)
     if source.chance(0.25):
         text = source.rng.choice((" and ", ", ")).join(f"{value} {key}" for key, value in values.items())
@@ -183,14 +183,14 @@ def _draw_result(source: Source, fields: tuple[ResultField, ...]) -> tuple[str, 
 
 def _draw_result_value(source: Source, field: ResultField) -> str | int | float:
     if field.words:
-        word = source.rng.choice(field.words) if source.chance(0.6) else source.real_word().lower()
-        return f"{source.real_word().lower()} {word}" if source.chance(0.1) else word
+        word = source.rng.choice(field.words) if source.chance(0.6) else source.lower_word()
+        return f"{source.lower_word()} {word}" if source.chance(0.1) else word
     return source.rng.randint(0, 999) if source.chance(0.85) else source.rng.randint(1, 999) / 10
 
 
 def _make_name(source: Source) -> str:
     while True:
-        words = [source.real_word().lower() for _ in range(source.rng.choice((1, 2)))]
-        name = source.made_word().lower() if source.chance(0.4) else "_".join(words)
+        words = [source.lower_word() for _ in range(source.rng.choice((1, 2)))]
+        name = source.lower_name() if source.chance(0.4) else "_".join(words)
         if is_callable_alike(name):
             return name
