@@ -118,8 +118,11 @@ def _refuse(source: Source, toolbox: Toolbox, effort: str) -> list[Message]:
 
 
 def _ask(source: Source, request: str) -> str:
-    """The request after an opening, some of which are any word, or by itself."""
-    opening: str = source.rng.choices(("", source.choose(_BANK["openings"]), source.real_word().capitalize() + ": "), (4, 5, 1))[0]
+    """The request by itself, or after an opening, some of which are any word."""
+    kind = source.rng.random()
+    if kind < 0.4:
+        return request
+    opening: str = source.choose(_BANK["openings"]) if kind < 0.9 else f"{source.real_word().capitalize()}: "
     is_name = request.startswith("I ")
     return opening + (request[0].lower() + request[1:] if opening and not is_name else request)
 
