@@ -32,6 +32,10 @@ class Declared:
     tool: Tool
     parameter_names: tuple[str, ...]
 
+    def named(self) -> str:
+        """By topic and name, with the names of what it takes: so that a call repeats words that stand together already."""
+        return f"{self.function.topic} {self.tool.name} ({', '.join(self.parameter_names)})"
+
 
 @dataclass(frozen=True)
 class Task:
@@ -56,7 +60,7 @@ class Toolbox:
         """What each tool is for, then what is asked for: so that whether a tool fits is seen by whether its topic stands there already."""
         is_served = all(one in self.declared for one in asked)
         tools = ", ".join(f"{one.function.topic} {one.tool.name}" for one in self.declared)
-        wanted = ", ".join(f"{one.function.topic} {one.tool.name if is_served else 'none'}" for one in asked)
+        wanted = ", ".join(one.named() if is_served else f"{one.function.topic} none" for one in asked)
         brief = f"Tools: {tools}. Asked: {wanted}."
         if effort == LOW:
             return brief
@@ -106,7 +110,7 @@ def _use_tools(source: Source, toolbox: Toolbox, tasks: list[Task], effort: str)
     for task, following in zip(tasks, [*tasks[1:], None], strict=True):
         messages += [Reply(analysis=analysis, call=task.call, preamble=toolbox.preamble), Result(task.call.name, task.result)]
         if following:
-            analysis = f"Next: {following.declared.function.topic} {following.call.name}."
+            analysis = f"Next: {following.declared.named()}."
     told = {MEDIUM: "I have the result.", HIGH: "The tool has answered. I tell the user what it says."}.get(effort, "")
     return [*messages, Reply(" ".join(task.answer for task in tasks), told)]
 
@@ -133,9 +137,11 @@ def _talk(source: Source, effort: str) -> list[Message]:
 
 
 def declare(source: Source, function: Function) -> Declared:
-    """Under one of its names, now and then under a made one that says nothing, so that the description has to be read."""
+    """Under one of its names, now and then under one that says nothing, so that the declaration has to be read; parameters too."""
     name = _make_name(source) if source.chance(0.12) else source.rng.choice(function.names)
-    parameter_names = tuple(source.rng.choice(parameter.names) for parameter in function.parameters)
+    parameter_names = tuple(
+        source.lower_word() if source.chance(0.1) else source.rng.choice(parameter.names) for parameter in function.parameters
+    )
     if len(set(parameter_names)) < len(parameter_names):
         parameter_names = tuple(parameter.names[0] for parameter in function.parameters)
     properties: dict[str, object] = {}
