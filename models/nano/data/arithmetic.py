@@ -9,9 +9,9 @@ _BANK = read_bank("arithmetic")
 
 def draw_arithmetic(source: Source) -> Exchange:
     kind = source.rng.random()
-    if kind < 0.75:
+    if kind < 0.65:
         return make_sum(source)
-    return make_difference(source) if kind < 0.9 else make_product(source)
+    return make_difference(source) if kind < 0.88 else make_product(source)
 
 
 def make_sum(source: Source) -> Exchange:

@@ -11,12 +11,12 @@ from models.nano.data.small_talk import draw_limits, draw_small_talk
 from models.nano.data.source import Source
 
 _SHARES: dict[Callable[[Source], Exchange], float] = {
-    draw_small_talk: 6,
+    draw_small_talk: 10,
     draw_ossia: 13,
-    draw_arithmetic: 54,
-    draw_list_task: 50,
+    draw_arithmetic: 44,
+    draw_list_task: 56,
     draw_document: 2,
-    draw_limits: 5,
+    draw_limits: 8,
 }
 _BESIDE_TOOLS: dict[Callable[[Source], Exchange], float] = {draw_small_talk: 4, draw_ossia: 3, draw_arithmetic: 2, draw_list_task: 1}
 
