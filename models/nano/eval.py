@@ -21,7 +21,7 @@ from edge.conversation.harmony_parse import HarmonyParser, Opened, ParsedChannel
 from models.nano.cache import expanded_model
 from models.nano.data.arithmetic import make_difference, make_product, make_sum
 from models.nano.data.conversation import Conversation, Reply, User, renderer
-from models.nano.data.documents import draw_document, make_facts
+from models.nano.data.documents import ABSENT, draw_document, make_facts
 from models.nano.data.exchange import Exchange
 from models.nano.data.instructions import draw_instructed
 from models.nano.data.json_objects import draw_json
@@ -106,12 +106,24 @@ def _tools(kind: str) -> Draw:
     return lambda source, effort, date: draw_tool_use(source, effort, date, kind)
 
 
-def _long_document(source: Source, effort: str, date: str) -> Conversation:
+def _long_document(source: Source) -> Exchange:
     """500 to 2,000 tokens."""
     while True:
-        conversation = chain(make_facts(source, source.rng.randint(20, 90)), effort, date)
-        if 500 <= len(renderer().render(conversation.request(1)).token_ids) <= 2000:
-            return conversation
+        (asked,) = make_facts(source, source.rng.randint(20, 90))
+        if 500 <= len(load_vocabulary().encode(asked.user)) <= 2000:
+            return asked
+
+
+def _document(draw: Callable[[Source], Exchange], is_absent: bool = False) -> Callable[[Source], Exchange]:
+    """About a fact that stands in the text, or about one that does not."""
+
+    def draw_such(source: Source) -> Exchange:
+        while True:
+            asked = draw(source)
+            if (asked.final == ABSENT) == is_absent:
+                return asked
+
+    return draw_such
 
 
 SKILLS: dict[str, Draw] = {
@@ -128,8 +140,9 @@ SKILLS: dict[str, Draw] = {
     "reverse": _alone(make_reverse),
     "pick": _alone(make_pick),
     "extreme": _alone(make_extreme),
-    "document_short": _alone(draw_document),
-    "document_long": _long_document,
+    "document_short": _alone(_document(draw_document)),
+    "document_long": _alone(_document(_long_document)),
+    "document_absent": _alone(_document(draw_document, is_absent=True)),
     "json": draw_json,
     "instruction": draw_instructed,
     "tool_call": _tools("call"),
