@@ -106,24 +106,28 @@ def _tools(kind: str) -> Draw:
     return lambda source, effort, date: draw_tool_use(source, effort, date, kind)
 
 
-def _long_document(source: Source) -> Exchange:
-    """500 to 2,000 tokens."""
-    while True:
-        (asked,) = make_facts(source, source.rng.randint(20, 90))
-        if 500 <= len(load_vocabulary().encode(asked.user)) <= 2000:
-            return asked
+def _only(draw: Callable[[Source], Exchange], is_wanted: Callable[[Exchange], bool]) -> Draw:
+    """Draws until it is one that is wanted."""
+
+    def draw_wanted(source: Source) -> Exchange:
+        while not is_wanted(asked := draw(source)):
+            pass
+        return asked
+
+    return _alone(draw_wanted)
 
 
-def _document(draw: Callable[[Source], Exchange], is_absent: bool = False) -> Callable[[Source], Exchange]:
-    """About a fact that stands in the text, or about one that does not."""
+def _draw_large(source: Source) -> Exchange:
+    return make_facts(source, source.rng.randint(20, 90))[0]
 
-    def draw_such(source: Source) -> Exchange:
-        while True:
-            asked = draw(source)
-            if (asked.final == ABSENT) == is_absent:
-                return asked
 
-    return draw_such
+def _is_present(asked: Exchange) -> bool:
+    return asked.final != ABSENT
+
+
+def _is_long(asked: Exchange) -> bool:
+    """About a fact that is there, in 500 to 2,000 tokens."""
+    return _is_present(asked) and 500 <= len(load_vocabulary().encode(asked.user)) <= 2000
 
 
 SKILLS: dict[str, Draw] = {
@@ -140,9 +144,9 @@ SKILLS: dict[str, Draw] = {
     "reverse": _alone(make_reverse),
     "pick": _alone(make_pick),
     "extreme": _alone(make_extreme),
-    "document_short": _alone(_document(draw_document)),
-    "document_long": _alone(_document(_long_document)),
-    "document_absent": _alone(_document(draw_document, is_absent=True)),
+    "document_short": _only(draw_document, _is_present),
+    "document_long": _only(_draw_large, _is_long),
+    "document_absent": _only(draw_document, lambda asked: not _is_present(asked)),
     "json": draw_json,
     "instruction": draw_instructed,
     "tool_call": _tools("call"),
