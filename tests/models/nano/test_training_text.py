@@ -123,6 +123,15 @@ def test_words_are_told_apart_by_how_they_are_spelled() -> None:
     assert is_callable_alike("get_weather")
 
 
+@pytest.mark.parametrize("is_held_out", [False, True])
+def test_words_that_are_drawn_are_spelled_alike_after_a_space(is_held_out: bool) -> None:
+    source = Source(random.Random(5), is_held_out)
+    small = [draw() for draw in (source.lower_word, source.lower_name) for _ in range(500)]
+    others = [draw() for draw in (source.name, source.real_word) for _ in range(500)]
+    assert all(word.islower() for word in small)
+    assert all(map(is_spelled_alike, small + others))
+
+
 def test_a_batch_holds_every_token_once_and_each_prefix_once() -> None:
     examples = list(draw_examples("batch", 20))
     batch = make_batch(examples)
