@@ -14,8 +14,8 @@ from models.nano.spec import HEAD_DIM, SPEC
 
 NEAR_GAIN, MATCH_GAIN, CONTEXT_GAIN, COPY_GAIN, SEARCH_GAIN = 4.5, 3.0, 1.5, 4.0, 0.25
 BAG_GAIN, BAG_CENTER, BAG_WRITE, ALIKE_GAIN, SELF_GAIN = 2.8, 4, 0.5, 5.0, 2.8
-SEARCHING = {1: (2, 3), 2: (0, 1), 3: (0, 1, 2, 3)}  # heads by layer that copy from wherever they learn to look
-ALIKE = {1: (2,), 3: (0, 1)}  # those of them that begin with looking for places with similar words before them
+SEARCHING = {1: (2, 3), 2: (0, 1), 3: (0, 1, 2, 3), 4: (0, 1), 5: (0, 1, 2, 3)}  # heads by layer that copy from wherever they learn to look
+ALIKE = {1: (2,), 3: (0, 1), 5: (0, 1)}  # those of them that begin with looking for places with similar words before them
 _SLOW = torch.cat((torch.arange(12, HEAD_DIM // 2), torch.arange(12 + HEAD_DIM // 2, HEAD_DIM)))  # pairs that hardly turn
 _FAST = torch.arange(8)  # pairs whose angle tells neighbours apart
 _MIDDLE = torch.arange(2, 8)  # pairs whose angles, together, tell the last ten tokens from those before

@@ -7,7 +7,7 @@ ROW_SCALE = 1 / 16  # rows of 320 have about the length 1
 SWIGLU_ALPHA, SWIGLU_LIMIT = 1.702, 7.0
 
 SPEC = CheckpointSpec(
-    num_hidden_layers=4,
+    num_hidden_layers=6,
     hidden_size=320,
     intermediate_size=128,
     num_attention_heads=4,

@@ -22,10 +22,12 @@ import torch
 import torch.distributed as dist
 
 from models.nano.batches import draw_batch, draw_examples
+from models.nano.deepen import deepen
 from models.nano.export import import_compact
 from models.nano.loss import compute_loss, count_right
 from models.nano.network import Network
 from models.nano.optimizer import Muon
+from models.nano.spec import SPEC
 
 ROW_SAMPLE, ROW_MIN_COUNT = 10_000, 8  # an id gets a row of its own if it comes up in so many of so many conversations
 WARMUP_STEPS, DECAY_SHARE = 40, 0.7
@@ -63,7 +65,8 @@ class Trainer:
         self.network = Network(initial["row_ids"].tolist() if initial else choose_rows(config.seed), self.rows_seed)
         self.masters = self.network.masters()
         if initial:
-            self.masters = {name: initial["masters"][name] for name in self.masters}  # in the order of the network's
+            deep = deepen(initial["masters"], SPEC.num_hidden_layers)
+            self.masters = {name: deep[name] for name in self.masters}  # in the order of the network's
         matrices = {name: master for name, master in self.masters.items() if is_matrix(name)}
         self.owners = {name: owner_of(name, config.ranks) for name in matrices}
         self.muon = Muon((name, matrix) for name, matrix in matrices.items() if self.owners[name] == rank)
