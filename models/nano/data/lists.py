@@ -10,7 +10,7 @@ WORDS, PLACES = _BANK["words"], _BANK["places"]
 
 def draw_list_task(source: Source) -> Exchange:
     kind = source.rng.random()
-    if kind < 0.2:
+    if kind < 0.25:
         return make_copy(source)
     if kind < 0.75:
         return make_sort(source)
