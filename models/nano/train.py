@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from models.nano.alike_rows import add_other_spellings, other_spellings
 from models.nano.batches import draw_batch, draw_examples
 from models.nano.deepen import deepen
 from models.nano.export import import_compact
@@ -60,13 +61,12 @@ class Trainer:
         self.step = 0
         self.file = config.folder / f"state.{rank}.pt"
         begun = torch.load(self.file) if self.file.exists() else None
-        initial = begun or (read_weights(config.initial) if config.initial else None)
+        initial = begun or (read_weights(config.initial, SPEC.num_hidden_layers) if config.initial else None)
         self.rows_seed = initial["seed"] if initial else config.seed  # other generated rows would have to be learned again
         self.network = Network(initial["row_ids"].tolist() if initial else choose_rows(config.seed), self.rows_seed)
         self.masters = self.network.masters()
         if initial:
-            deep = deepen(initial["masters"], SPEC.num_hidden_layers)
-            self.masters = {name: deep[name] for name in self.masters}  # in the order of the network's
+            self.masters = {name: initial["masters"][name] for name in self.masters}  # in the order of the network's
         matrices = {name: master for name, master in self.masters.items() if is_matrix(name)}
         self.owners = {name: owner_of(name, config.ranks) for name in matrices}
         self.muon = Muon((name, matrix) for name, matrix in matrices.items() if self.owners[name] == rank)
@@ -162,16 +162,21 @@ class Trainer:
 
 
 def choose_rows(seed: int) -> list[int]:
-    """The ids that come up often in the training text."""
+    """The ids that come up often in the training text, and other spellings of their words."""
     counts = Counter[int]()
     for number in range(ROW_SAMPLE):
         for example in draw_examples(f"{seed}/rows/{number}", 1):
             counts.update({*example.prefix, *example.token_ids})
-    return sorted(token_id for token_id, count in counts.items() if count >= ROW_MIN_COUNT)
+    frequent = sorted(token_id for token_id, count in counts.items() if count >= ROW_MIN_COUNT)
+    return sorted({*frequent, *other_spellings(frequent)})
 
 
-def read_weights(file: Path) -> dict[str, Any]:
-    return import_compact(file) if file.suffix == ".safetensors" else torch.load(file)
+def read_weights(file: Path, num_layers: int) -> dict[str, Any]:
+    """Another course's end as this one's beginning: with as many layers as it takes, and rows for all spellings."""
+    given = import_compact(file) if file.suffix == ".safetensors" else torch.load(file)
+    masters = deepen(given["masters"], num_layers)
+    row_ids, masters["rows"] = add_other_spellings(given["row_ids"].tolist(), masters["rows"], given["seed"])
+    return {"masters": masters, "row_ids": torch.tensor(row_ids), "seed": given["seed"]}
 
 
 def is_matrix(name: str) -> bool:
