@@ -1,7 +1,7 @@
 """Words of which one spelling is trained have rows for the others too, so that what was learnt of one holds for all.
 
-Training moves a row far from where it began. Where only " digest" has a row, "digest" stays behind, and the word can no longer be copied to
-the beginning of a message, as a word of which no spelling is trained can (`spelled_rows.py`).
+Training moves a row far from where it began. Where only " digest" has a row, "digest" stays behind, and the word is copied to the beginning
+of a message in half of the cases only, while a word of which no spelling is trained is copied nearly always (`spelled_rows.py`).
 """
 
 from collections import defaultdict

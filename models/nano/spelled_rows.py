@@ -15,7 +15,7 @@ from torch import Tensor
 from models.nano.generated_rows import generated_rows
 from services.vocabulary import FIRST_CONTROL_ID, VOCAB_SIZE, load_vocabulary
 
-_PREFIXES = b" ", b".", b"_", b"-", b"/", b'"'
+_PREFIXES = b"", b" ", b".", b"_", b"-", b"/", b'"'
 _PREFIX_DIMS, _CAPITAL_DIMS = 32, 16
 _FIRST_MARK = 1 << 20  # marks have rows of their own, beyond all ids
 
@@ -32,10 +32,10 @@ def spelled_rows(ids: Sequence[int], hidden: int, seed: int, scale: float) -> Te
     """[len(ids), hidden] bfloat16 of +scale and -scale, a function of seed and id. Raises ValueError as `generated_rows` does."""
     words, prefixes, capitals = zip(*(spellings()[token_id] for token_id in ids), strict=True)
     rows = generated_rows(words, hidden, seed, scale)
-    marks = generated_rows(range(_FIRST_MARK, _FIRST_MARK + len(_PREFIXES) + 3), hidden, seed, scale)
-    places = [_PREFIXES.index(prefix) + 1 if prefix else 0 for prefix in prefixes]
+    marks = generated_rows(range(_FIRST_MARK, _FIRST_MARK + len(_PREFIXES) + 2), hidden, seed, scale)
+    places = [_PREFIXES.index(prefix) for prefix in prefixes]
     rows[:, -_PREFIX_DIMS - _CAPITAL_DIMS : -_CAPITAL_DIMS] = marks[torch.tensor(places), :_PREFIX_DIMS]
-    rows[:, -_CAPITAL_DIMS:] = marks[len(_PREFIXES) + 1 + torch.tensor(capitals).int(), :_CAPITAL_DIMS]
+    rows[:, -_CAPITAL_DIMS:] = marks[len(_PREFIXES) + torch.tensor(capitals).int(), :_CAPITAL_DIMS]
     return rows
 
 

@@ -61,7 +61,7 @@ class Trainer:
         self.step = 0
         self.file = config.folder / f"state.{rank}.pt"
         begun = torch.load(self.file) if self.file.exists() else None
-        initial = begun or (read_weights(config.initial, SPEC.num_hidden_layers) if config.initial else None)
+        initial = begun or (read_weights(config.initial) if config.initial else None)
         self.rows_seed = initial["seed"] if initial else config.seed  # other generated rows would have to be learned again
         self.network = Network(initial["row_ids"].tolist() if initial else choose_rows(config.seed), self.rows_seed)
         self.masters = self.network.masters()
@@ -171,10 +171,10 @@ def choose_rows(seed: int) -> list[int]:
     return sorted({*frequent, *other_spellings(frequent)})
 
 
-def read_weights(file: Path, num_layers: int) -> dict[str, Any]:
-    """Another course's end as this one's beginning: with as many layers as it takes, and rows for all spellings."""
+def read_weights(file: Path) -> dict[str, Any]:
+    """Another course's end as this one's beginning: with as many layers as there are now, and rows for all spellings."""
     given = import_compact(file) if file.suffix == ".safetensors" else torch.load(file)
-    masters = deepen(given["masters"], num_layers)
+    masters = deepen(given["masters"], SPEC.num_hidden_layers)
     row_ids, masters["rows"] = add_other_spellings(given["row_ids"].tolist(), masters["rows"], given["seed"])
     return {"masters": masters, "row_ids": torch.tensor(row_ids), "seed": given["seed"]}
 
