@@ -1,5 +1,7 @@
 """Attention for training: over blocks of sequences, each with the prefix that they share, and a sink of 0 as a key of zeros."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -28,14 +30,21 @@ class Attention(nn.Module):
         queries, keys, values = (part.split(sizes) for part in (q, k, v))  # at once: a slice's gradient would be as long as the whole
         attended = []
         for at, block in enumerate(batch.blocks):
-            around = [_with_prefix(block, part[at], None if block.prefix is None else part[block.prefix]) for part in (keys, values)]
+            around = [_with_prefix(block, part[at], self._prefix(block, part)) for part in (keys, values)]
             attended.append(self._attend(block, queries[at], *around))
         rows = torch.cat(attended).flatten(1)
         return self.o_proj.forward(rows if wanted is None else rows.index_select(0, wanted))
 
+    def _prefix(self, block: Block, parts: Sequence[Tensor]) -> Tensor | None:
+        """What the block's sequences begin with; only its end, where no more is within any window."""
+        if block.prefix is None:
+            return None
+        return parts[block.prefix][1 - SPEC.sliding_window :] if self.is_window else parts[block.prefix]
+
     def _attend(self, block: Block, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """[rows of the block, heads, 64]"""
-        mask = block.mask(SPEC.sliding_window if self.is_window else block.num_prefix + block.length)
+        num_keys = keys.shape[2] - 1
+        mask = block.mask(num_keys, SPEC.sliding_window if self.is_window else num_keys)
         out = functional.scaled_dot_product_attention(block.pad(q).transpose(1, 2), keys, values, attn_mask=mask)
         return block.unpad(out.transpose(1, 2))
 

@@ -15,6 +15,7 @@ from models.nano.data.source import Source
 
 MAX_STRETCH, MIN_STRETCH = 1.3, 32  # a block's longest sequence over its shortest
 MAX_BLOCK_TOKENS = 8192
+LENGTH_OF_DOUBLE_WORK = 2000  # at which a token's attention takes as long as all else
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ class Block:
         """[sequences, length, heads, dim] → [rows of this block, heads, dim]"""
         return x.flatten(0, 1).index_select(0, self.places)
 
-    def mask(self, window: int) -> Tensor:
-        """[length, 1 + prefix + length]: the sink, then what lies within the window before each token."""
-        distance = torch.arange(self.num_prefix, self.num_prefix + self.length).unsqueeze(1) - torch.arange(self.num_prefix + self.length)
+    def mask(self, num_keys: int, window: int) -> Tensor:
+        """[length, 1 + keys]: the sink, then those of the last `num_keys` keys that lie within the window before each token."""
+        distance = torch.arange(num_keys - self.length, num_keys).unsqueeze(1) - torch.arange(num_keys)
         return torch.nn.functional.pad((distance >= 0) & (distance < window), (1, 0), value=True)
 
 
@@ -63,15 +64,32 @@ def draw_examples(seed: str, num_conversations: int, is_held_out: bool = False) 
     return itertools.islice(itertools.chain.from_iterable(_draw_families(seed, is_held_out)), num_conversations)
 
 
-def draw_batch(seed: str, num_tokens: int, drill_share: float, short_share: float) -> Batch:
-    """At least `num_tokens`, so that ranks that wait for each other have as much to do."""
-    examples: list[Example] = []
-    for family in _draw_families(seed, False, drill_share, short_share):
-        examples += family
-        num_tokens -= len(family[0].prefix) * (len(family) > 1) + sum(len(one.token_ids) for one in family)
-        if num_tokens <= 0:
-            break
-    return make_batch(examples)
+def draw_batch(seed: str, num_tokens: int, drill_share: float, short_share: float, rank: int = 0, num_ranks: int = 1) -> Batch:
+    """One rank's share of at least `num_tokens` for each, dealt so that ranks that wait for each other have about as much to do."""
+    families: list[list[Example]] = []
+    for drawing in range(num_ranks):
+        left = num_tokens
+        for family in _draw_families(f"{seed}/{drawing}", False, drill_share, short_share):
+            families.append(family)
+            left -= _num_tokens(family)
+            if left <= 0:
+                break
+    shares: list[list[Example]] = [[] for _ in range(num_ranks)]
+    work = [0.0] * num_ranks
+    for family in sorted(families, key=_work, reverse=True):
+        least = work.index(min(work))
+        work[least] += _work(family)
+        shares[least] += family
+    return make_batch(shares[rank])
+
+
+def _num_tokens(family: list[Example]) -> int:
+    return len(family[0].prefix) * (len(family) > 1) + sum(len(one.token_ids) for one in family)
+
+
+def _work(family: list[Example]) -> float:
+    """Tokens, and what half of the layers, which look at all before each, spend on that."""
+    return _num_tokens(family) * (1 + max(len(one.prefix) + len(one.token_ids) for one in family) / LENGTH_OF_DOUBLE_WORK)
 
 
 def _draw_families(seed: str, is_held_out: bool, drill_share: float = 0.0, short_share: float = 0.0) -> Iterator[list[Example]]:

@@ -98,8 +98,8 @@ class Trainer:
 
     def _step(self) -> tuple[float, int]:
         """(this rank's loss, all ranks' tokens, about)"""
-        seed = f"{self.config.seed}/train/{self.step}/{self.rank}"
-        batch = draw_batch(seed, self.config.tokens, self._drill_share(), self._short_share())
+        seed = f"{self.config.seed}/train/{self.step}"
+        batch = draw_batch(seed, self.config.tokens, self._drill_share(), self._short_share(), self.rank, self.config.ranks)
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step * 64 + self.rank)
         self.network.zero_grad()
         loss, unevenness = compute_loss(self.network, batch, generator)

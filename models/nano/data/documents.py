@@ -7,6 +7,7 @@ from models.nano.data.exchange import Exchange
 from models.nano.data.source import Source
 
 _BANK = read_bank("documents")
+UNSHARED_QUESTIONS = 4  # about one text that stands after them, so that it has to be read anew for each
 ABSENT = "The text does not say that."
 
 
@@ -44,10 +45,12 @@ def make_facts(source: Source, num_facts: int, num_questions: int = 1) -> list[E
         sentences.insert(source.rng.randint(0, len(sentences)), source.rng.choice(_BANK["filler"]))
     document = ("\n" if source.chance(0.3) else " ").join(sentences)
     frame = source.choose(_BANK["frames"])
+    if frame.index("{q}") < frame.index("{d}"):
+        num_questions = min(num_questions, UNSHARED_QUESTIONS)
     asked = [
         _compose(frame, document, fact.question, fact.place(), fact.value) for fact in source.sample(facts, min(num_questions, num_facts))
     ]
-    if source.chance(0.1):
+    if source.chance(0.13):
         known = {(fact.entity, fact.relation) for fact in facts}
         absent = _draw_fact(source, source.rng.choice((facts[0].entity, _draw_entity(source))))
         if (absent.entity, absent.relation) not in known:

@@ -33,7 +33,8 @@ def test_rounding_is_what_the_format_does(scale: float) -> None:
     assert torch.equal(round_mxfp4(weights), decode_mxfp4(*encode_mxfp4(weights), torch.float32))
 
 
-def test_the_served_model_computes_the_same(network: Network) -> None:
+@pytest.mark.parametrize("num_prefix", [60, SPEC.sliding_window + 9])
+def test_the_served_model_computes_the_same(network: Network, num_prefix: int) -> None:
     masters = {name: tensor.clone() for name, tensor in network.masters().items()}
     generator = torch.Generator().manual_seed(2)
     for name, tensor in masters.items():
@@ -42,7 +43,7 @@ def test_the_served_model_computes_the_same(network: Network) -> None:
     trained = Network(network.row_ids.tolist(), SEED)
     trained.ship(masters)
     expected = served_logits(trained, masters, prompt := draw_prompt())
-    batch = make_batch([Example("", tuple(prompt[:60]), prompt[60:], [False] * (len(prompt) - 60))])
+    batch = make_batch([Example("", tuple(prompt[:num_prefix]), prompt[num_prefix:], [False] * (len(prompt) - num_prefix))])
     with torch.no_grad():
         hidden, _ = trained.forward(batch)
         logits = hidden @ trained.table().T
