@@ -36,7 +36,7 @@ $(VENV)/node.stamp: $(VENV)/serve.stamp examples/node/package.json
 	@npm install --prefix examples/node --no-package-lock --no-audit --no-fund --loglevel=error >/dev/null
 	@touch $@
 
-# At once, as each waits for a server and a disk of its own, after what they stand on.
+# At once: they stand on what serving needs, and not on each other.
 setup: $(VENV)/serve.stamp
 	@$(MAKE) --no-print-directory --jobs 3 $(VENV)/check.stamp $(VENV)/checkov.stamp $(VENV)/node.stamp
 	@./tests/install_system_packages.sh

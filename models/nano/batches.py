@@ -23,7 +23,6 @@ class Block:
     """Sequences of similar length that begin with the same prefix. `places` are their tokens' places in [sequences * length]."""
 
     prefix: int | None  # the block that holds the prefix, computed once; None for a prefix itself
-    num_prefix: int  # tokens of it
     rows: slice
     places: Tensor
     num_sequences: int
@@ -64,8 +63,8 @@ def draw_examples(seed: str, num_conversations: int, is_held_out: bool = False) 
     return itertools.islice(itertools.chain.from_iterable(_draw_families(seed, is_held_out)), num_conversations)
 
 
-def draw_batch(seed: str, num_tokens: int, drill_share: float, short_share: float, rank: int = 0, num_ranks: int = 1) -> Batch:
-    """One rank's share of at least `num_tokens` for each, dealt so that ranks that wait for each other have about as much to do."""
+def draw_batch(seed: str, num_tokens: int, drill_share: float, short_share: float, rank: int, num_ranks: int) -> Batch:
+    """One rank's share of at least `num_tokens` for each."""
     families: list[list[Example]] = []
     for drawing in range(num_ranks):
         left = num_tokens
@@ -74,13 +73,18 @@ def draw_batch(seed: str, num_tokens: int, drill_share: float, short_share: floa
             left -= _num_tokens(family)
             if left <= 0:
                 break
-    shares: list[list[Example]] = [[] for _ in range(num_ranks)]
+    return make_batch(itertools.chain.from_iterable(deal_families(families, num_ranks)[rank]))
+
+
+def deal_families(families: Iterable[list[Example]], num_ranks: int) -> list[list[list[Example]]]:
+    """Each rank's, so that ranks that wait for each other have about as much to do."""
+    dealt: list[list[list[Example]]] = [[] for _ in range(num_ranks)]
     work = [0.0] * num_ranks
     for family in sorted(families, key=_work, reverse=True):
         least = work.index(min(work))
         work[least] += _work(family)
-        shares[least] += family
-    return make_batch(shares[rank])
+        dealt[least].append(family)
+    return dealt
 
 
 def _num_tokens(family: list[Example]) -> int:
@@ -142,7 +146,7 @@ class _Builder:
             self.positions += range(first, first + len(sequence))
             places += range(number * length, number * length + len(sequence))
         rows = slice(begin, len(self.token_ids))
-        self.blocks.append(Block(prefix, first, rows, torch.tensor(places), len(sequences), length))
+        self.blocks.append(Block(prefix, rows, torch.tensor(places), len(sequences), length))
         return len(self.blocks) - 1
 
     def build(self) -> Batch:
