@@ -3,7 +3,7 @@
 import platform
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 
 from worker.kernels.cpu import Library
 from worker.kernels.cpu_build import NATIVE, build
@@ -16,4 +16,5 @@ VARIANTS = [name for name in _TARGETS if name != "avx2" or {"avx2", "fma", "bmi2
 @cache
 def compiled(variant: str) -> Library:
     """Raises `BuildError` where there is no compiler: the tests need one (tests/install_system_packages.sh)."""
-    return Library(build(_TARGETS[variant], Path(mkdtemp(prefix="ossia-cpu-"))))
+    with TemporaryDirectory() as folder:  # what is loaded needs its file no longer
+        return Library(build(_TARGETS[variant], Path(folder)))
