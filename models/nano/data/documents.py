@@ -1,12 +1,15 @@
 """A text in the prompt, and a question that one of its sentences answers."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from models.nano.data.banks import read_bank
 from models.nano.data.exchange import Exchange
 from models.nano.data.source import Source
 
 _BANK = read_bank("documents")
+_RELATIONS = ("number_attributes", "word_attributes", "number_facts", "word_facts")
+ALIKE_SHARE = 0.4  # of trained texts, where every fact stands among many of the same relation
 UNSHARED_QUESTIONS = 4  # about one text that stands after them, so that it has to be read anew for each
 ABSENT = "The text does not say that."
 
@@ -39,7 +42,8 @@ def draw_questions(source: Source, num_questions: int) -> list[Exchange]:
 
 def make_facts(source: Source, num_facts: int, num_questions: int = 1) -> list[Exchange]:
     """`num_facts` sentences, several about the same entity or of the same relation, with filler between."""
-    facts = draw_facts(source, num_facts)
+    bank = _pick_relations(source) if not source.is_held_out and source.chance(ALIKE_SHARE) else _BANK
+    facts = draw_facts(source, num_facts, bank)
     sentences = [fact.sentence for fact in facts]
     for _ in range(source.rng.randint(0, num_facts // 2)):
         sentences.insert(source.rng.randint(0, len(sentences)), source.rng.choice(_BANK["filler"]))
@@ -52,7 +56,7 @@ def make_facts(source: Source, num_facts: int, num_questions: int = 1) -> list[E
     ]
     if source.chance(0.13):
         known = {(fact.entity, fact.relation) for fact in facts}
-        absent = _draw_fact(source, source.rng.choice((facts[0].entity, _draw_entity(source))))
+        absent = _draw_fact(source, source.rng.choice((facts[0].entity, _draw_entity(source))), bank)
         if (absent.entity, absent.relation) not in known:
             absent = replace(absent, value=ABSENT)
             asked[0] = _compose(frame, document, absent.question, absent.place(), ABSENT)
@@ -79,27 +83,31 @@ def _compose(frame: str, document: str, question: str, place: str, value: str) -
     return Exchange("document", frame.format(d=document, q=question), value, brief, careful, quick=place)
 
 
-def draw_facts(source: Source, count: int) -> list[Fact]:
+def _pick_relations(source: Source) -> dict[str, Any]:
+    return _BANK | {name: source.sample(_BANK[name], 1) for name in _RELATIONS}
+
+
+def draw_facts(source: Source, count: int, bank: dict[str, Any]) -> list[Fact]:
     """One or two of each entity."""
     entities = [_draw_entity(source) for _ in range(max(1, round(count * source.rng.choice((0.5, 0.75, 1.0)))))]
     facts: dict[tuple[str, str], Fact] = {}
     while len(facts) < count:
-        fact = _draw_fact(source, entities[len(facts) % len(entities)])
+        fact = _draw_fact(source, entities[len(facts) % len(entities)], bank)
         facts.setdefault((fact.entity, fact.relation), fact)
     shuffled = list(facts.values())
     source.rng.shuffle(shuffled)
     return shuffled
 
 
-def _draw_fact(source: Source, entity: str) -> Fact:
+def _draw_fact(source: Source, entity: str, bank: dict[str, Any]) -> Fact:
     is_number = source.chance(0.5)
     value = str(source.rng.randint(2, 9999)) if is_number else _draw_entity(source) if source.chance(0.1) else source.name()
     kind = "number" if is_number else "word"
     if source.chance(0.6):
-        relation = key = source.rng.choice(_BANK[f"{kind}_attributes"])
-        statement, questions = source.rng.choice(_BANK["attribute_facts"]), _BANK["attribute_questions"]
+        relation = key = source.rng.choice(bank[f"{kind}_attributes"])
+        statement, questions = source.rng.choice(bank["attribute_facts"]), bank["attribute_questions"]
     else:
-        chosen = source.rng.choice(_BANK[f"{kind}_facts"])
+        chosen = source.rng.choice(bank[f"{kind}_facts"])
         relation, key, questions = chosen["says"], chosen["key"], chosen["asked"]
         statement = relation
     sentence = statement.format(e=entity, v=value, a=relation)

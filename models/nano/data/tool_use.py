@@ -13,6 +13,7 @@ from models.nano.data.functions import FUNCTIONS, NUMBER, Function, ResultField
 from models.nano.data.small_talk import NO_TOOL
 from models.nano.data.source import Source, is_callable_alike
 
+ODD_TOOL_NAMES, ODD_PARAMETER_NAMES = (0.3, 0.12), (0.3, 0.1)  # shares in training and in the evaluation
 EFFORTS = (LOW, MEDIUM, HIGH)
 KINDS = {"call": 42, "result": 16, "two_calls": 13, "refusal": 15, "talk": 14}
 _BANK, _NAMES = read_bank("tool_use"), read_bank("names")
@@ -138,9 +139,10 @@ def _talk(source: Source, effort: str) -> list[Message]:
 
 def declare(source: Source, function: Function) -> Declared:
     """Under one of its names, now and then under one that says nothing, so that the declaration has to be read; parameters too."""
-    name = _make_name(source) if source.chance(0.12) else source.rng.choice(function.names)
+    name = _make_name(source) if source.chance(ODD_TOOL_NAMES[source.is_held_out]) else source.rng.choice(function.names)
     parameter_names = tuple(
-        source.lower_word() if source.chance(0.1) else source.rng.choice(parameter.names) for parameter in function.parameters
+        source.lower_word() if source.chance(ODD_PARAMETER_NAMES[source.is_held_out]) else source.rng.choice(parameter.names)
+        for parameter in function.parameters
     )
     if len(set(parameter_names)) < len(parameter_names):
         parameter_names = tuple(parameter.names[0] for parameter in function.parameters)
