@@ -33,7 +33,11 @@ def _split_experts(masters: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]
 
 def export(checkpoint: Path, file: Path) -> None:
     """Writes what the trainer saved in `checkpoint` as a compact model."""
-    state = torch.load(checkpoint)
+    write_model(torch.load(checkpoint), file)
+
+
+def write_model(state: Mapping[str, Any], file: Path) -> None:
+    """`state`: weights by the network's names, trained rows and the seed of the others, as the trainer saves them."""
     masters = state["masters"]
     rows = masters["rows"].to(torch.bfloat16)
     write_compact(file, SPEC.config_json(), published_tensors(masters), state["row_ids"].tolist(), rows, state["seed"], ROW_SCALE)
