@@ -2,12 +2,14 @@
 
     python -m models.nano.average FILE build/one/state.0.pt:1 build/two/state.0.pt:2
 
-Writes the compact model. A checkpoint is what a course saved, or an earlier compact model; the number is its part. What one course has
-learned and what it has unlearned lie apart, so that the mean keeps more than either; it takes no training.
+Writes the compact model. A checkpoint is what a course saved, or an earlier compact model; the number is its part. A course learns some
+things and unlearns others; the mean can have more of both sides than its last course, and takes no training. The card has the figures.
 """
 
 import argparse
+import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,7 @@ from models.nano.train import read_weights
 
 
 def average(states: Sequence[dict[str, Any]], parts: Sequence[float]) -> dict[str, Any]:
-    """What `read_weights` gave, together. Raises ValueError where their rows are not the same or the parts not all above 0."""
-    if min(parts) <= 0:
-        raise ValueError("every checkpoint has a part above 0")
+    """What `read_weights` gave, together; every part is above 0. Raises ValueError where their rows are not the same."""
     seed, row_ids = states[0]["seed"], states[0]["row_ids"]
     if any(state["seed"] != seed or not torch.equal(state["row_ids"], row_ids) for state in states):
         raise ValueError("the checkpoints have other rows: average those of which each began with another one's weights")
@@ -33,11 +33,11 @@ def average(states: Sequence[dict[str, Any]], parts: Sequence[float]) -> dict[st
 
 
 def _read_part(text: str) -> tuple[Path, float]:
-    path, _, part = text.rpartition(":")
-    try:
-        return Path(path), float(part)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text} is not a checkpoint and its part, as build/one/state.0.pt:1 is") from None
+    path, _, number = text.rpartition(":")
+    with suppress(ValueError):
+        if 0 < (part := float(number)) < math.inf:
+            return Path(path), part
+    raise argparse.ArgumentTypeError(f"{text} is not a checkpoint and its part: give it a part above 0, as in build/one/state.0.pt:1")
 
 
 def main() -> None:

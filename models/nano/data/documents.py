@@ -9,7 +9,7 @@ from models.nano.data.source import Source
 
 _BANK = read_bank("documents")
 _RELATIONS = ("number_attributes", "word_attributes", "number_facts", "word_facts")
-ALIKE_SHARE = 0.4  # of trained texts, where every fact stands among many of the same relation
+ALIKE_SHARE = 0.4  # of trained texts, which have one relation of each kind, so that only the entity tells their facts apart
 UNSHARED_QUESTIONS = 4  # about one text that stands after them, so that it has to be read anew for each
 ABSENT = "The text does not say that."
 

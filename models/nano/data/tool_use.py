@@ -138,7 +138,7 @@ def _talk(source: Source, effort: str) -> list[Message]:
 
 
 def declare(source: Source, function: Function) -> Declared:
-    """Under one of its names, now and then under one that says nothing, so that the declaration has to be read; parameters too."""
+    """Under one of its names, or under one that says nothing, so that the declaration has to be read; parameters too."""
     name = _make_name(source) if source.chance(ODD_TOOL_NAMES[source.is_held_out]) else source.rng.choice(function.names)
     parameter_names = tuple(
         source.lower_word() if source.chance(ODD_PARAMETER_NAMES[source.is_held_out]) else source.rng.choice(parameter.names)

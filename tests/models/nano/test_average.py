@@ -1,4 +1,5 @@
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,13 @@ from models.nano.spec import SPEC
 from models.nano.train import read_weights
 
 
-def save(file: Path, network_seed: int, rows_seed: int = 3) -> Path:
-    masters = {name: one + network_seed for name, one in Network(list(range(10)), seed=3).masters().items()}
+@cache
+def weights() -> dict[str, torch.Tensor]:
+    return Network(list(range(10)), seed=3).masters()
+
+
+def save(file: Path, offset: int, rows_seed: int = 3) -> Path:
+    masters = {name: one + offset for name, one in weights().items()}
     torch.save({"masters": masters, "row_ids": torch.arange(10), "seed": rows_seed}, file)
     return file
 
@@ -22,8 +28,8 @@ def test_each_weight_is_the_mean_by_parts(tmp_path: Path, monkeypatch: pytest.Mo
     one, other = save(tmp_path / "one.pt", 0), save(tmp_path / "other.pt", 4)
     states = [read_weights(one), read_weights(other)]
     averaged = average(states, [3, 1])
-    for name, weights in averaged["masters"].items():
-        torch.testing.assert_close(weights, states[0]["masters"][name] * 0.75 + states[1]["masters"][name] * 0.25)
+    for name, mean in averaged["masters"].items():
+        torch.testing.assert_close(mean, states[0]["masters"][name] * 0.75 + states[1]["masters"][name] * 0.25)
     monkeypatch.setattr(sys, "argv", ["average", str(tmp_path / "mean.safetensors"), f"{one}:3", f"{other}:1"])
     command.main()
     written = import_compact(tmp_path / "mean.safetensors")
@@ -34,7 +40,13 @@ def test_each_weight_is_the_mean_by_parts(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(
     ("rows_seed", "parts", "told"),
-    [(4, "1", "have other rows"), (3, "0", "a part above 0"), (3, "much", "is not a checkpoint and its part"), (None, "1", "No such file")],
+    [
+        (4, "1", "have other rows"),
+        (3, "0", "a part above 0"),
+        (3, "nan", "a part above 0"),
+        (3, "much", "is not a checkpoint and its part"),
+        (None, "1", "No such file"),
+    ],
 )
 def test_what_cannot_be_averaged_is_told_in_a_line(
     rows_seed: int | None, parts: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -28,7 +28,7 @@ def sampled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, flo
 
 @pytest.mark.parametrize("name", [name for name, one in FOUND.items() if "target" in one])
 def test_it_does_what_the_figures_say(name: str, sampled: dict[str, dict[str, float]]) -> None:
-    """Within three deviations of so small a sample, where that says anything at all. All right of 30 does not mean all of any 30."""
+    """Within three deviations of so small a sample, where that says anything at all. All right of some does not mean all of any others."""
     found, one = FOUND[name], sampled[name]
     share = (found["share"] * found["cases"] + 1) / (found["cases"] + 2)
     floor = share - 3 * sqrt(share * (1 - share) / one["cases"])
