@@ -1,11 +1,13 @@
 import random
 from collections.abc import Iterator
 
+import orjson
 import pytest
 
 from models.nano.batches import draw_examples, make_batch
 from models.nano.data.banks import PHRASES, read_bank
 from models.nano.data.conversation import Conversation, Reply, User, to_examples
+from models.nano.data.drills import draw_drill
 from models.nano.data.functions import FUNCTIONS
 from models.nano.data.mixture import FAMILY, draw_family, draw_setting
 from models.nano.data.source import Source, is_callable_alike, is_spelled_alike, part_of
@@ -105,6 +107,17 @@ def test_a_call_names_a_declared_tool_and_its_required_parameters() -> None:
         for call in [message.call for message in conversation.messages if isinstance(message, Reply) and message.call]:
             assert call.name in tools
             assert all(f'"{name}":' in call.arguments for name in tools[call.name].parameters["required"])  # type: ignore[attr-defined]
+
+
+def test_a_drill_of_quoting_answers_with_the_words_in_their_order() -> None:
+    rng = random.Random(8)
+    drills = [draw_drill(Source(rng, False), "2026-01-01").messages[-2:] for _ in range(60)]
+    quoted = [
+        (user.text, reply.final) for user, reply in drills if isinstance(user, User) and isinstance(reply, Reply) and "JSON" in user.text
+    ]
+    assert len(quoted) > 10
+    for text, answer in quoted:
+        assert ", ".join(orjson.loads(answer)) in text
 
 
 def test_a_family_shares_its_tools_as_prefix_and_no_target() -> None:
