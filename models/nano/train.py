@@ -33,7 +33,7 @@ from models.nano.spec import SPEC
 ROW_SAMPLE, ROW_MIN_COUNT = 10_000, 8  # an id gets a row of its own if it comes up in so many of so many conversations
 WARMUP_STEPS, DECAY_SHARE = 40, 0.7
 COPYING_RATE, MATRIX_RATE, ROW_RATE, REST_RATE = 0.005, 0.010, 0.002, 0.001  # copying: attention of the first two layers
-DRILLS_UNTIL, LEAST_DRILLS = 0.06, 0.1  # of all steps, and what is left of them later
+DRILLS_UNTIL, LEAST_DRILLS = 0.06, 0.15  # of all steps, and what is left of them later
 SHORT_UNTIL, LEAST_SHORT = 0.28, 0.2
 UNEVENNESS_WEIGHT = 0.01
 CHECKPOINT_EVERY, EVALUATE_EVERY, LOG_EVERY = 100, 200, 10

@@ -13,7 +13,7 @@ from models.nano.data.functions import FUNCTIONS, NUMBER, Function, ResultField
 from models.nano.data.small_talk import NO_TOOL
 from models.nano.data.source import Source, is_callable_alike
 
-ODD_TOOL_NAMES, ODD_PARAMETER_NAMES = (0.3, 0.12), (0.3, 0.1)  # shares in training and in the evaluation
+ODD_TOOL_NAMES, ODD_PARAMETER_NAMES = (0.3, 0.12), (0.45, 0.1)  # shares in training and in the evaluation
 EFFORTS = (LOW, MEDIUM, HIGH)
 KINDS = {"call": 42, "result": 16, "two_calls": 13, "refusal": 15, "talk": 14}
 _BANK, _NAMES = read_bank("tool_use"), read_bank("names")
