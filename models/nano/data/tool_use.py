@@ -34,7 +34,10 @@ class Declared:
     parameter_names: tuple[str, ...]
 
     def named(self) -> str:
-        """By topic and name, with the names of what it takes: so that a call repeats words that stand together already."""
+        """By topic and name, with the names of what it takes: so that a call repeats words that stand together already.
+
+        Not its declaration to the letter: they all begin with the same words, so that copying strays into another tool's.
+        """
         return f"{self.function.topic} {self.tool.name} ({', '.join(self.parameter_names)})"
 
 
