@@ -2,6 +2,7 @@
 
 Training moves a row far from where it began. Where only " digest" has a row, "digest" stays behind, and the word is copied to the beginning
 of a message in half of the cases only, while a word of which no spelling is trained is copied nearly always (`spelled_rows.py`).
+Training also brings the two nearer to each other than they began, so that " digest" is said for "digest": `tell_apart` undoes that.
 """
 
 from collections import defaultdict
@@ -15,6 +16,7 @@ from models.nano.spelled_rows import Spelling, spelled_rows, spellings
 from services.vocabulary import load_vocabulary
 
 _COPIED_TO = b"", b" ", b"."  # as JSON, sentences and the name of a call have it
+_LEAST_COSINE = 0.9  # of rows that spell one word; below it each spelling has a meaning of its own
 
 
 def other_spellings(row_ids: Sequence[int]) -> dict[int, int]:
@@ -36,6 +38,26 @@ def add_other_spellings(row_ids: Sequence[int], rows: Tensor, seed: int) -> tupl
     places = {token_id: place for place, token_id in enumerate(row_ids)}
     began, beside = (spelled_rows(list(ids), rows.shape[1], seed, ROW_SCALE).float() for ids in (others, others.values()))
     return [*row_ids, *others], torch.cat((rows, rows[[places[token_id] for token_id in others.values()]] + began - beside))
+
+
+def tell_apart(row_ids: Sequence[int], rows: Tensor, seed: int) -> Tensor:
+    """The rows [ids, hidden], where a word with and without a space differ by no less than in `spelled_rows`, in the same direction."""
+    places = {token_id: place for place, token_id in enumerate(row_ids) if _is_copied(token_id)}
+    plain = {_word(spellings()[token_id]): token_id for token_id in places if not spellings()[token_id].prefix}
+    words = {token_id: _word(spellings()[token_id]) for token_id in places if spellings()[token_id].prefix == b" "}
+    pairs = [(token_id, plain[word]) for token_id, word in words.items() if word in plain]
+    if not pairs:
+        return rows
+    with_space, without = ([places[token_id] for token_id in ids] for ids in zip(*pairs, strict=True))
+    began = spelled_rows(row_ids, rows.shape[1], seed, ROW_SCALE).float()
+    mark = began[with_space] - began[without]
+    share = ((rows[with_space] - rows[without]) * mark).sum(-1) / (mark * mark).sum(-1)
+    is_alike = torch.cosine_similarity(rows[with_space], rows[without]) >= _LEAST_COSINE
+    missing = ((1 - share).clamp(min=0) * is_alike).unsqueeze(-1) * mark / 2
+    told = rows.clone()
+    told[with_space] += missing
+    told[without] -= missing
+    return told
 
 
 def _word(spelling: Spelling) -> tuple[int, bool]:

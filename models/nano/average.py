@@ -3,7 +3,8 @@
     python -m models.nano.average FILE build/one/state.0.pt:1 build/two/state.0.pt:2
 
 Writes the compact model. A checkpoint is what a course saved, or an earlier compact model; the number is its part. A course learns some
-things and unlearns others; the mean can have more of both sides than its last course, and takes no training. The card has the figures.
+things and unlearns others; the mean can have more of both sides than its last course, and takes no training. Spellings of one word are
+told apart in it (`alike_rows.py`). The card has the figures.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 
+from models.nano.alike_rows import tell_apart
 from models.nano.export import write_model
 from models.nano.train import read_weights
 
@@ -50,7 +52,9 @@ def main() -> None:
         averaged = average([read_weights(path) for path in paths], parts)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    write_model(averaged, arguments.file)
+    masters = averaged["masters"]
+    told = tell_apart(averaged["row_ids"].tolist(), masters["rows"], averaged["seed"])
+    write_model({**averaged, "masters": {**masters, "rows": told}}, arguments.file)
 
 
 if __name__ == "__main__":
