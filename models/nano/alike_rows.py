@@ -42,13 +42,10 @@ def add_other_spellings(row_ids: Sequence[int], rows: Tensor, seed: int) -> tupl
 
 def tell_apart(row_ids: Sequence[int], rows: Tensor, seed: int) -> Tensor:
     """The rows [ids, hidden], where a word with and without a space differ by no less than in `spelled_rows`, in the same direction."""
-    places = {token_id: place for place, token_id in enumerate(row_ids) if _is_copied(token_id)}
-    plain = {_word(spellings()[token_id]): token_id for token_id in places if not spellings()[token_id].prefix}
-    words = {token_id: _word(spellings()[token_id]) for token_id in places if spellings()[token_id].prefix == b" "}
-    pairs = [(token_id, plain[word]) for token_id, word in words.items() if word in plain]
-    if not pairs:
-        return rows
-    with_space, without = ([places[token_id] for token_id in ids] for ids in zip(*pairs, strict=True))
+    places = {spellings()[token_id]: place for place, token_id in enumerate(row_ids) if _is_copied(token_id)}
+    plain = {spelling: spelling._replace(prefix=b"") for spelling in places if spelling.prefix == b" "}
+    pairs = [(places[spelling], places[same]) for spelling, same in plain.items() if same in places]
+    with_space, without = torch.tensor(pairs, dtype=torch.long).view(-1, 2).T
     began = spelled_rows(row_ids, rows.shape[1], seed, ROW_SCALE).float()
     mark = began[with_space] - began[without]
     share = ((rows[with_space] - rows[without]) * mark).sum(-1) / (mark * mark).sum(-1)

@@ -22,7 +22,7 @@ from models.nano.train import read_weights
 
 
 def average(states: Sequence[dict[str, Any]], parts: Sequence[float]) -> dict[str, Any]:
-    """What `read_weights` gave, together; every part is above 0. Raises ValueError where their rows are not the same."""
+    """What `read_weights` gave, together, spellings told apart. Every part is above 0. Raises ValueError where rows are not the same."""
     seed, row_ids = states[0]["seed"], states[0]["row_ids"]
     if any(state["seed"] != seed or not torch.equal(state["row_ids"], row_ids) for state in states):
         raise ValueError("the checkpoints have other rows: average those of which each began with another one's weights")
@@ -31,6 +31,7 @@ def average(states: Sequence[dict[str, Any]], parts: Sequence[float]) -> dict[st
         name: sum((share * state["masters"][name] for share, state in zip(shares, states, strict=True)), start=torch.zeros(()))
         for name in states[0]["masters"]
     }
+    masters["rows"] = tell_apart(row_ids.tolist(), masters["rows"], seed)
     return {"masters": masters, "row_ids": row_ids, "seed": seed}
 
 
@@ -52,9 +53,7 @@ def main() -> None:
         averaged = average([read_weights(path) for path in paths], parts)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    masters = averaged["masters"]
-    told = tell_apart(averaged["row_ids"].tolist(), masters["rows"], averaged["seed"])
-    write_model({**averaged, "masters": {**masters, "rows": told}}, arguments.file)
+    write_model(averaged, arguments.file)
 
 
 if __name__ == "__main__":

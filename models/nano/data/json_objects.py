@@ -1,5 +1,7 @@
 """JSON on request: the keys that are named, with what the user said."""
 
+from collections.abc import Sequence
+
 import orjson
 
 from models.nano.data.banks import read_bank
@@ -49,6 +51,10 @@ def make_sentence(source: Source) -> tuple[Exchange, list[str]]:
 def make_array(source: Source) -> Exchange:
     is_word = source.chance(0.6)
     items = [source.rng.choice(WORDS) if is_word else source.rng.randint(0, 99) for _ in range(source.rng.randint(2, 5))]
+    return ask_array(source, items)
+
+
+def ask_array(source: Source, items: Sequence[str | int]) -> Exchange:
     user = source.choose(_BANK["arrays"]).format(", ".join(map(str, items)))
     return Exchange("json", user, orjson.dumps(items).decode(), "JSON.", "The user wants a JSON array.")
 
