@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TypeVar
 
+from models.nano.data.banks import phrase_words
 from services.vocabulary import load_vocabulary
 
 T = TypeVar("T")
@@ -46,7 +47,10 @@ _CODAS = ["", "", "n", "r", "l", "m", "s", "t", "x", "nd", "rk"]
 
 
 class Source:
-    """Draws for one conversation. Of a bank, every sixth item is held out; of words and number pairs, a sixth by their hash."""
+    """Draws for one conversation. Of a bank, every sixth item is held out; of words and number pairs, a sixth by their hash.
+
+    Words that phrases have are never held out: they have trained rows, which nothing would teach to be copied.
+    """
 
     def __init__(self, rng: random.Random, is_held_out: bool, is_short: bool = False) -> None:
         self.rng = rng
@@ -112,7 +116,8 @@ def part_of(bank: Sequence[T], is_held_out: bool) -> list[T]:
 
 
 def is_held_out(text: str) -> bool:
-    return zlib.crc32(text.lower().encode()) % HELD_OUT_EVERY == 0
+    lowered = text.lower()
+    return zlib.crc32(lowered.encode()) % HELD_OUT_EVERY == 0 and lowered not in phrase_words()
 
 
 @lru_cache(maxsize=100_000)

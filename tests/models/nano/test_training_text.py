@@ -5,7 +5,7 @@ import orjson
 import pytest
 
 from models.nano.batches import draw_examples, make_batch
-from models.nano.data.banks import PHRASES, read_bank
+from models.nano.data.banks import PHRASES, phrase_words, read_bank
 from models.nano.data.conversation import Conversation, Reply, User, to_examples
 from models.nano.data.drills import draw_drill
 from models.nano.data.functions import FUNCTIONS
@@ -60,6 +60,7 @@ def test_words_and_pairs_of_numbers_are_divided() -> None:
     words = [{Source(rng, is_held_out).name() for _ in range(2000)} for is_held_out in (False, True)]
     pairs = [{Source(rng, is_held_out).pair(10, 99) for _ in range(2000)} for is_held_out in (False, True)]
     assert not words[0] & words[1]
+    assert not {word.lower() for word in words[1]} & phrase_words()
     assert not pairs[0] & pairs[1]
 
 
