@@ -32,6 +32,7 @@ from models.nano.spec import SPEC
 
 ROW_SAMPLE, ROW_MIN_COUNT = 10_000, 8  # an id gets a row of its own if it comes up in so many of so many conversations
 WARMUP_STEPS, DECAY_SHARE = 40, 0.7
+ROW_EPSILON = 1e-6  # a used row's gradient is 1e-7 to 1e-3; one that is only not said has 1e-9 and would be moved as fast
 COPYING_RATE, MATRIX_RATE, ROW_RATE, REST_RATE = 0.005, 0.010, 0.002, 0.001  # copying: attention of the first two layers
 DRILLS_UNTIL, LEAST_DRILLS = 0.06, 0.15  # of all steps, and what is left of them later
 SHORT_UNTIL, LEAST_SHORT = 0.28, 0.2
@@ -71,7 +72,7 @@ class Trainer:
         self.owners = {name: owner_of(name, config.ranks) for name in matrices}
         self.muon = Muon((name, matrix) for name, matrix in matrices.items() if self.owners[name] == rank)
         others = [master for name, master in self.masters.items() if name != "rows" and not is_matrix(name)]
-        groups = [{"params": [self.masters["rows"]], "rate": ROW_RATE}, {"params": others, "rate": REST_RATE}]
+        groups = [{"params": [self.masters["rows"]], "rate": ROW_RATE, "eps": ROW_EPSILON}, {"params": others, "rate": REST_RATE}]
         self.adam = torch.optim.Adam(groups, betas=(0.9, 0.95))
         if begun:
             self.step = begun["step"]

@@ -74,6 +74,8 @@ def test_a_course_can_begin_with_the_file_in_the_repository(tmp_path: Path) -> N
     assert after["masters"].keys() == network.masters().keys() and after["seed"] == state["seed"]
     moved = max((after["masters"][name] - one).abs().max().item() for name, one in network.masters().items() if not name.endswith("_proj"))
     assert 0 < moved < 0.01
+    rows_moved = (after["masters"]["rows"] - state["masters"]["rows"]).abs().amax(-1)
+    assert rows_moved.quantile(0.9) < 0.05 * rows_moved.max(), "rows that are not in the batch are hardly moved"
 
 
 def test_a_direction_has_no_weak_side() -> None:
