@@ -14,9 +14,9 @@ from models.nano.data.small_talk import draw_recall
 from models.nano.data.source import Source
 from models.nano.data.tool_use import draw_tool_family
 
-LONG_SHARE, LONG_QUESTIONS = 0.1, 20  # documents of up to 2,000 tokens
+LONG_SHARE, LONG_QUESTIONS = 0.08, 20  # documents of up to 2,000 tokens
 FAMILY = 4  # conversations that share their tools or their text
-_SHARES = {"tools": 34, "documents": 17, "json": 6, "instructed": 7, "recall": 2, "chain": 78}
+_SHARES = {"tools": 45, "documents": 17, "json": 6, "instructed": 7, "recall": 2, "chain": 78}
 _DRILL_SHARES = {"copy": 5, "documents": 3, "tools": 2}
 _FIRST_DAY, _NUM_DAYS = datetime.date(2024, 1, 1), 365 * 8
 
