@@ -11,7 +11,7 @@ import pytest
 import models.nano
 from models.nano.cache import expanded_model
 from models.nano.data.tool_use import EFFORTS
-from models.nano.eval import MAX_TOKENS, TARGETS, TOOL_SKILLS, draw_cases, measure, parse_answer
+from models.nano.eval import MAX_TOKENS, TARGETS, TOOL_SKILLS, draw_cases, measure, misses, parse_answer
 from models.nano.generate import Generator, load_backend
 from tests.cluster.local_cluster import ROOT
 
@@ -35,6 +35,10 @@ def test_it_does_what_the_figures_say(name: str, sampled: dict[str, dict[str, fl
     share = (found["share"] * found["cases"] + 1) / (found["cases"] + 2)
     floor = share - 3 * sqrt(share * (1 - share) / one["cases"])
     assert 0 < floor <= one["share"]
+
+
+def test_the_figures_meet_what_is_promised() -> None:
+    assert not misses(FOUND)
 
 
 def test_more_effort_is_more_reasoning(sampled: dict[str, dict[str, float]]) -> None:
