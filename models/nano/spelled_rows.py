@@ -1,6 +1,6 @@
 """Embedding rows for ids that no text trained, such that spellings of one word are alike.
 
-" Brunle", "Brunle" and ".brunle" begin with different ids. Their rows share the signs of the word and differ in the last dimensions, which
+" Piogri", "Piogri" and ".piogri" begin with different ids. Their rows share the signs of the word and differ in the last dimensions, which
 say what stands before the word and whether it begins with a capital. So a word that was never trained can be copied out of a sentence into
 JSON, where the space before it is gone.
 """
