@@ -32,7 +32,7 @@ from models.nano.spec import SPEC
 
 ROW_SAMPLE, ROW_MIN_COUNT = 10_000, 8  # an id gets a row of its own if it comes up in so many of so many conversations
 WARMUP_STEPS, DECAY_SHARE = 40, 0.7
-ROW_EPSILON = 1e-6  # a used row's gradient is 1e-7 to 1e-3; one that is only not said has 1e-9 and would be moved as fast
+ROW_EPSILON = 1e-6  # most gradients of rows in the batch are above it, of others below 1e-7: with Adam's 1e-8 these would move too
 COPYING_RATE, MATRIX_RATE, ROW_RATE, REST_RATE = 0.005, 0.010, 0.002, 0.001  # copying: attention of the first two layers
 DRILLS_UNTIL, LEAST_DRILLS = 0.06, 0.15  # of all steps, and what is left of them later
 SHORT_UNTIL, LEAST_SHORT = 0.28, 0.2

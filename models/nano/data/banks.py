@@ -19,6 +19,6 @@ def read_bank(name: str) -> dict[str, Any]:
 
 @lru_cache
 def phrase_words() -> frozenset[str]:
-    """The words of all phrases, in small letters; those that stand for themselves in `names` aside."""
+    """All words in small letters that stand in the files of phrases, keys and topics too; `names` aside, whose items are values."""
     banks = [path.read_text(encoding="utf-8") for path in PHRASES.glob("*.yaml") if path.stem != "names"]
     return frozenset(word for bank in banks for word in re.findall(r"[a-z]+", bank.lower()))
