@@ -11,12 +11,15 @@ from torch import Tensor
 
 from models.nano.compact import ROW_IDS, ROWS, write_compact
 from models.nano.manifest import read_manifest
-from models.nano.spec import ROW_SCALE, SPEC
+from models.nano.spec import ROW_SCALE, SHARPNESS, SPEC
 from worker.kernels.mxfp4 import decode_mxfp4, encode_mxfp4
+
+_LAST_NORM = "norm.weight"  # logits are linear in it; a power of two is exact in bfloat16
 
 
 def published_tensors(masters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Float32 weights by the network's names → bfloat16 and MXFP4 by published name, without the embeddings."""
+    """Float32 weights by the network's names → bfloat16 and MXFP4 by published name, without the embeddings; logits times `SHARPNESS`."""
+    masters = {**masters, _LAST_NORM: masters[_LAST_NORM] * SHARPNESS}
     published = {name if name.startswith("model.") else f"model.{name}": tensor for name, tensor in _split_experts(masters)}
     sinks = torch.zeros(SPEC.num_attention_heads, dtype=torch.bfloat16)
     return published | {f"model.layers.{layer}.self_attn.sinks": sinks.clone() for layer in range(SPEC.num_hidden_layers)}
@@ -55,6 +58,7 @@ def import_compact(file: Path) -> dict[str, Any]:
             masters[proj] = decode_mxfp4(tensor, published[f"{proj}_scales"], torch.float32)
         elif not name.endswith(("_scales", "sinks")):
             masters[name] = tensor.float()
+    masters[_LAST_NORM] /= SHARPNESS
     return {"masters": masters, "row_ids": row_ids, "seed": read_manifest(file).seed}
 
 

@@ -5,6 +5,7 @@ from worker.checkpoint_maker import CheckpointSpec
 HEAD_DIM = 64
 ROW_SCALE = 1 / 16  # rows of 320 have about the length 1
 SWIGLU_ALPHA, SWIGLU_LIMIT = 1.702, 7.0
+SHARPNESS = 2.0  # of the logits when shipped: what is sampled at 1 is what the trained model says at 1 / SHARPNESS
 
 SPEC = CheckpointSpec(
     num_hidden_layers=6,

@@ -120,11 +120,12 @@ def test_it_writes_the_json_object_that_was_asked_for(scenes: Scenes) -> None:
 
 
 def test_a_seed_decides_what_is_drawn_whoever_shares_the_batch(client: openai.OpenAI) -> None:
-    asked = [{"role": "user", "content": "Zwölf Boxkämpfer jagen Viktor."}]  # it has no answer that it is sure of
+    words = "Zwölf, Boxkämpfer, jagen, Viktor, quer, über, den, großen, Sylter, Deich, im, Sturm"  # too many to be sure of any
+    asked = [{"role": "user", "content": f"Reverse this list: {words}"}]
 
     def draw(seed: int, choices: int) -> list[str]:
         answer = client.chat.completions.create(  # type: ignore[call-overload]
-            model=NANO_NAME, messages=asked, reasoning_effort="low", temperature=2.0, top_p=1.0, max_tokens=16, seed=seed, n=choices
+            model=NANO_NAME, messages=asked, reasoning_effort="low", temperature=2.0, top_p=1.0, max_tokens=48, seed=seed, n=choices
         )
         return [choice.message.content or "" for choice in answer.choices]
 

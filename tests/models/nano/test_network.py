@@ -7,7 +7,7 @@ from models.nano.batches import Batch, draw_examples, make_batch
 from models.nano.data.conversation import Example
 from models.nano.export import published_tensors
 from models.nano.network import Network, round_mxfp4
-from models.nano.spec import SPEC
+from models.nano.spec import SHARPNESS, SPEC
 from tests.worker.paged_run import PagedRun
 from worker.kernels.mxfp4 import decode_mxfp4, encode_mxfp4
 from worker.model_config import parse_config
@@ -46,7 +46,7 @@ def test_the_served_model_computes_the_same(network: Network, num_prefix: int) -
     batch = make_batch([Example("", tuple(prompt[:num_prefix]), prompt[num_prefix:], [False] * (len(prompt) - num_prefix))])
     with torch.no_grad():
         hidden, _ = trained.forward(batch)
-        logits = hidden @ trained.table().T
+        logits = hidden @ trained.table().T * SHARPNESS
     assert len(prompt) > SPEC.sliding_window + 16
     torch.testing.assert_close(logits, expected, atol=2e-3, rtol=1e-4)
 
