@@ -12,7 +12,7 @@ from models.nano.data.source import Source
 
 _SHARES: dict[Callable[[Source], Exchange], float] = {
     draw_small_talk: 10,
-    draw_ossia: 26,
+    draw_ossia: 60,
     draw_arithmetic: 44,
     draw_list_task: 56,
     draw_document: 2,
