@@ -90,6 +90,9 @@ def expand(directory: Annotated[Path, typer.Argument(help="folder to make; it mu
 
     try:
         expand_compact(NANO_FILE, directory)
-    except (CheckpointError, OSError) as error:
+    except CheckpointError as error:
         raise StartError(str(error)) from None
+    except OSError as error:
+        cure = "make room there, or name another folder"
+        raise StartError(f"cannot expand {NANO_FILE.stem} into {directory}: {error.strerror}; {cure}") from None
     _report_size(directory)

@@ -1,11 +1,15 @@
 """The demonstration model by its name."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from cli import nano
+from cli import checkpoint, nano
 from cli.nano import is_nano, nano_flags, title
+from models.nano import compact
+from services.process import StartError
 
 
 @pytest.fixture
@@ -44,3 +48,12 @@ def test_a_cluster_serves_it_where_no_folder_is_named(tmp_path: Path, monkeypatc
 
 def test_people_are_told_what_it_is() -> None:
     assert title("ossia-nano") == "ossia-nano, a small demonstration model" and title("gpt-oss-20b") == "gpt-oss-20b"
+
+
+def test_a_folder_that_cannot_be_filled_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill_disk(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(compact, "write_published", fill_disk)
+    with pytest.raises(StartError, match=rf"^cannot expand ossia-nano into {tmp_path}/x: No space left on device; make room"):
+        checkpoint.expand(tmp_path / "x")
