@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from models.nano.cache import NANO_FILE
+from models.nano.cache import NANO_FILE, describe
 from services.process import StartError
 
 app = typer.Typer(no_args_is_help=True, help="Checkpoints in the published format.")
@@ -93,6 +93,5 @@ def expand(directory: Annotated[Path, typer.Argument(help="folder to make; it mu
     except CheckpointError as error:
         raise StartError(str(error)) from None
     except OSError as error:
-        cure = "make room there, or name another folder"
-        raise StartError(f"cannot expand {NANO_FILE.stem} into {directory}: {error.strerror}; {cure}") from None
+        raise StartError(f"cannot expand {NANO_FILE.stem} into {directory}: {describe(error, 'another folder')}") from None
     _report_size(directory)

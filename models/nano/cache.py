@@ -50,9 +50,9 @@ def expanded_model(compact: Path = NANO_FILE, root: Path | None = None, tell: Ca
     return folder
 
 
-def describe(error: OSError) -> str:
+def describe(error: OSError, other: str = "another folder in OSSIA_CACHE_DIR") -> str:
     """What is wrong with a folder, and the cure, in one line."""
-    return f"{error.strerror}; make room there, or name another folder in OSSIA_CACHE_DIR"
+    return f"{error.strerror}; make room there, or name {other}"
 
 
 def is_whole(folder: Path, manifest: Manifest) -> bool:
