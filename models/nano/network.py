@@ -1,7 +1,8 @@
 """gpt-oss's equations for training: whole batches, gradients, MXFP4 in the loop. The served model is `worker/models/gpt_oss.py`.
 
 The network computes, in float32, with weights as they will be shipped: experts rounded to MXFP4, everything else to bfloat16. The trainer
-keeps them unrounded and passes the gradient straight through. Parameters carry their published names. Sinks stay 0.
+keeps them unrounded and passes the gradient straight through. Parameters carry their published names. Sinks stay 0,
+and logits are half of those that are served (`SHARPNESS`).
 """
 
 import math
